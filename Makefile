@@ -1,0 +1,71 @@
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint format bench install check clean
+
+# The first of these that really is Python 3.11; `make PYTHON=/path/to/python3.11` names another.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The clusters that these targets start are local and short-lived. Ray would otherwise turn token
+# authentication on or off by what it finds on the machine.
+export RAY_AUTH_MODE ?= disabled
+export TOKENIZERS_PARALLELISM ?= false
+export WANDB_SILENT ?= true
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(STAMP) ## Draw data, train, serve, search, report; ARGS=--full or ARGS=--fresh
+	@$(BIN)/python -m jobs.quickstart $(ARGS)
+
+test: $(STAMP) ## Tests that need neither a GPU nor minutes
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(STAMP) ## The tests that take minutes
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(STAMP) ## Style, types and the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy platform/stagebeam jobs serve
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the sources in the project's style
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: ## List the benchmarks
+	@names=$$(ls jobs/benchmarks/*.py | xargs -n1 basename -s .py | grep -v '^__init__$$'); \
+	if [ -z "$$names" ]; then echo "There are no benchmarks yet."; fi; \
+	for name in $$names; do echo "$(BIN)/python -m jobs.benchmarks.$$name"; done
+
+install: $(STAMP) ## Make .venv with everything in it (the other targets do so when needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory check
+	@echo "Installing into $(VENV): about 2 GB and some minutes, longer with the CUDA build of torch."
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m stagebeam.training.prebuild
+	@touch $@
+
+check:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
+	"Stagebeam needs Python 3.11 (Debian: apt-get install python3.11-venv python3.11-dev); \
+	name one that lies elsewhere with PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import os, sys, sysconfig as s; \
+	sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' || { echo \
+	"The headers of $(PYTHON) are missing, and DeepSpeed builds against them: \
+	apt-get install python3.11-dev." >&2; exit 1; }
+	@command -v g++ >/dev/null || { echo \
+	"A C++ compiler is missing, and DeepSpeed builds its CPU communication op: \
+	apt-get install g++." >&2; exit 1; }
+
+clean: ## Remove caches and build output; .venv/ and runs/ stay
+	@rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 \
+		| xargs -0 rm -rf

@@ -1,0 +1,58 @@
+"""A Ray session for a job: the cluster that it was submitted to, or a small local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray.data import DataContext
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCAL_OBJECT_STORE = 1 << 30  # bytes; shards are streamed, never held
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the cluster named by RAY_ADDRESS (`ray job submit` sets it), or start one here.
+
+    A local cluster is stopped and its session folder removed at the end, unless the job failed:
+    then its logs are left and their place is said.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a bare init may switch it on
+    folder = tempfile.mkdtemp(prefix="stagebeam-ray-")
+    try:
+        ray.init(
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=LOCAL_OBJECT_STORE,
+            _temp_dir=folder,
+            runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}},
+        )
+        yield
+    except BaseException:
+        print(f"The logs of Ray are kept in {folder}.", flush=True)
+        raise
+    else:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,203 @@
+"""The whole path in one command: `python -m jobs.quickstart [RECIPE] [--full] [--fresh]`.
+
+Scenes become shards, shards a generator, its mistakes a judge; both are served and asked by every
+search method, and a report says what was measured. A finished step is not repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.card import judge_result
+from jobs.cluster import ray_session
+from jobs.errors import run_job
+from jobs.evaluate import (
+    ANSWER_COLUMNS,
+    Measured,
+    answer_table,
+    load_questions,
+    machine,
+    measure,
+    measure_alone,
+    metrics,
+    telling_cases,
+)
+from jobs.judge import train_judge
+from jobs.prepare import prepare
+from jobs.progress import StepBar
+from jobs.train import TrainSummary, train
+from serve.app import serving
+from stagebeam.data.manifest import Manifest
+from stagebeam.evaluation.answers import AnswerRow, summarise
+from stagebeam.evaluation.claim import JUDGE_ALONE
+from stagebeam.evaluation.report import write_report
+from stagebeam.evaluation.results import (
+    JudgeResult,
+    Results,
+    ShardsResult,
+    TrainResult,
+)
+from stagebeam.inference.load import load_generator
+from stagebeam.recipe import EngineConfig, EvaluationConfig, Recipe, ServeConfig, load_recipe
+from stagebeam.records import Example
+from stagebeam.tracking import Run, start_run
+
+RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
+FULL_CANDIDATES = (1, 2, 4, 8)
+FULL_ROWS = 512
+
+
+class Quickstart:
+    """One run of the whole path, and the time that each step took."""
+
+    def __init__(self, recipe: Recipe, run: Run, console: Console, *, fresh: bool) -> None:
+        assert recipe.serve is not None and recipe.evaluation is not None
+        self.recipe, self.run, self.console, self.fresh = recipe, run, console, fresh
+        self.serve: ServeConfig = recipe.serve
+        self.evaluation: EvaluationConfig = recipe.evaluation
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self) -> Path:
+        """Run every step in an initialised Ray session; returns the report's page."""
+        with self._step("prepare", "Drawing scenes and writing shards"):
+            manifest = self._prepare()
+        with self._step("train", "Training the generator (Ray Train, DeepSpeed ZeRO)"):
+            trained = train(self.recipe, self.run, self.console, fresh=self.fresh)
+        with self._step("judge", "Training the judge on the generator's own samples"):
+            judge = train_judge(self.recipe, self.run, self.console, fresh=self.fresh)
+        with self._step("card", "Measuring the judge on pairs with known answers"):
+            card = judge_result(self.recipe, self.serve.judge, judge, self.console)
+        with self._step("evaluate", "Serving, and asking by every method"):
+            examples = load_questions(self.evaluation)
+            measured = self._measure(examples)
+            alone = self._measure_alone(examples)
+        with self._step("report", "Writing the report"):
+            return self._report(manifest, trained, card, measured, alone, examples)
+
+    @contextmanager
+    def _step(self, name: str, what: str) -> Iterator[None]:
+        self.console.print(f"[bold]{len(self.seconds) + 1}/6 {what}[/bold]")
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+        self.console.print(f"    done in {self.seconds[name]:.0f} s")
+
+    def _prepare(self) -> Manifest:
+        total = sum(getattr(source, "rows", 0) for source in self.recipe.data.sources)
+        with StepBar(self.console, "rows", max(1, total)) as bar:
+            manifests = prepare(
+                self.recipe,
+                fresh=self.fresh,
+                on_progress=lambda folder, done, _: bar.update(done, folder.name),
+            )
+        return manifests[self.recipe.data.shards]
+
+    def _measure(self, examples: Sequence[Example]) -> Measured:
+        with serving(self.serve, self.recipe.search) as url:
+            self.console.print(f"    serving at {url}")
+            return asyncio.run(
+                measure(self.recipe, url, examples, fresh=self.fresh, console=self.console)
+            )
+
+    def _measure_alone(self, examples: Sequence[Example]) -> list[AnswerRow]:
+        """The judge's model as a generator of its own, in this process."""
+        engine = EngineConfig.model_validate(self.serve.judge.model_dump(exclude={"kind"}))
+        generator = load_generator(engine)
+        try:
+            return asyncio.run(
+                measure_alone(
+                    self.recipe,
+                    (generator, generator.fingerprint),
+                    examples,
+                    fresh=self.fresh,
+                    console=self.console,
+                )
+            )
+        finally:
+            generator.close()
+
+    def _report(
+        self,
+        manifest: Manifest,
+        trained: TrainSummary,
+        judge: JudgeResult,
+        measured: Measured,
+        alone: list[AnswerRow],
+        examples: Sequence[Example],
+    ) -> Path:
+        rows = {**measured.rows, JUDGE_ALONE: alone}
+        accuracies = summarise(rows)
+        self.run.log(metrics(accuracies))
+        self.run.table("answers", ANSWER_COLUMNS, answer_table(rows))
+        results = Results(
+            **accuracies.model_dump(),
+            name=self.recipe.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            concurrency=self.evaluation.concurrency,
+            train=TrainResult(**trained.model_dump()),
+            shards=ShardsResult(rows=manifest.rows, sources=manifest.sources),
+            judge=judge,
+            recipe=self.recipe.model_dump(mode="json"),
+            fingerprints={
+                "recipe": self.recipe.fingerprint(),
+                "generator": measured.generator,
+                "judge": measured.judge,
+            },
+            machine=machine(),
+            wandb=self.run.describe(),
+            seconds=self.seconds,
+        )
+        folder = self.evaluation.output_dir
+        return write_report(results, telling_cases(measured, examples), folder)
+
+
+def with_full_search(recipe: Recipe, evaluation: EvaluationConfig) -> Recipe:
+    """The recipe with N = 1, 2, 4, 8 on 512 scenes."""
+    more = {"candidates": FULL_CANDIDATES, "rows": FULL_ROWS}
+    return recipe.model_copy(update={"evaluation": evaluation.model_copy(update=more)})
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")] = RECIPE,
+    full: Annotated[bool, typer.Option(help="N = 1, 2, 4, 8 on 512 scenes.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Do every step again.")] = False,
+) -> None:
+    """Draw data, train a generator and a judge, serve them, search, and report."""
+
+    def job() -> None:
+        loaded = load_recipe(recipe)
+        if loaded.serve is None or loaded.evaluation is None:
+            raise ValueError(f"The recipe {recipe} needs a serve and an evaluation section.")
+        folder = loaded.evaluation.output_dir
+        if full:
+            loaded = with_full_search(loaded, loaded.evaluation)
+        console = Console()
+        began = time.perf_counter()
+        run = start_run(
+            loaded.tracking,
+            loaded.name,
+            loaded.model_dump(mode="json"),
+            folder,
+            job_type="quickstart",
+        )
+        try:
+            with ray_session():
+                page = Quickstart(loaded, run, console, fresh=fresh)()
+        finally:
+            run.finish()
+        console.print(f"Report: {page}  ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
+
+    run_job(job)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,195 @@
+"""Train the recipe's model on its shards: `python -m jobs.train RECIPE [--fresh]`.
+
+Ray Train workers, DeepSpeed ZeRO, checkpoints that a killed run resumes from, and an export that
+`from_pretrained` opens. A run that is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from jobs.cluster import ray_session
+from jobs.errors import run_job
+from jobs.progress import StepBar
+from stagebeam.data.ledger import Plan
+from stagebeam.data.shards import iter_examples, read_manifest
+from stagebeam.inference.verdict import wording
+from stagebeam.models.families.mllama import MllamaEncoder
+from stagebeam.models.load import check_folder
+from stagebeam.models.tiny import build_tiny
+from stagebeam.recipe import ModelConfig, Recipe, TrainConfig, load_recipe
+from stagebeam.tracking import Run, start_run
+from stagebeam.training.contracts import StepReport
+from stagebeam.training.launch import Job, fit
+from stagebeam.training.tasks import SupervisedTask
+
+SUMMARY_FILE = "summary.json"
+
+
+class TrainSummary(BaseModel):
+    """What a finished run leaves beside its export."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    model: str  # folder of the export
+    world_size: int
+    zero_stage: int
+    steps: int
+    rows: int
+    final_loss: float  # mean over the last tenth of the steps
+    seconds: float
+
+
+def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) -> TrainSummary:
+    """Train in an initialised Ray session; returns at once where the same run is finished.
+
+    Raises ValueError where the recipe lacks a section or the output folder holds another run.
+    """
+    config = required_train(recipe)
+    settings = recipe.model_copy(
+        update={"judge_training": None, "serve": None, "evaluation": None}
+    ).fingerprint()
+    done = finished(config.output_dir, settings, fresh=fresh)
+    if done is not None:
+        return done
+    rows = read_manifest(recipe.data.shards).splits.get("train", 0)
+    model = ensure_model(recipe.model, recipe.data.shards, recipe.seed)
+    task = SupervisedTask(
+        shards=recipe.data.shards.absolute(),
+        plan=plan_of(config, rows, recipe.seed),
+        encoder=MllamaEncoder(model.path, recipe.data.max_length),
+    )
+    job = Job("train", model, config, task, recipe.model_dump_json())
+    return run_training(job, settings, rows, run, console)
+
+
+def run_training(job: Job, fingerprint: str, rows: int, run: Run, console: Console) -> TrainSummary:
+    """Run a training job with a progress bar and tracking, and write its summary."""
+    started = time.perf_counter()
+    losses: list[float] = []
+    with StepBar(console, job.name, job.task.total_steps) as bar:
+        fit(job, _on_step(job, run, bar, losses))
+    tail = losses[-max(1, len(losses) // 10) :]
+    summary = TrainSummary(
+        fingerprint=fingerprint,
+        model=str(job.export_folder),
+        world_size=job.train.num_workers,
+        zero_stage=job.train.zero_stage,
+        steps=job.task.total_steps,
+        rows=rows,
+        final_loss=sum(tail) / len(tail),
+        seconds=time.perf_counter() - started,
+    )
+    (job.train.output_dir / SUMMARY_FILE).write_text(summary.model_dump_json(indent=1))
+    return summary
+
+
+def _on_step(job: Job, run: Run, bar: StepBar, losses: list[float]) -> Callable[[StepReport], None]:
+    def on_step(report: StepReport) -> None:
+        losses.append(report.loss)
+        bar.update(report.step, f"loss {report.loss:.3f}")
+        run.log(
+            {
+                f"{job.name}/step": report.step,
+                f"{job.name}/loss": report.loss,
+                f"{job.name}/learning_rate": report.learning_rate,
+                f"{job.name}/tokens_per_s": report.tokens / report.seconds,
+                f"{job.name}/data_wait_share": report.data_wait_seconds / report.seconds,
+            }
+        )
+
+    return on_step
+
+
+def finished(folder: Path, fingerprint: str, *, fresh: bool) -> TrainSummary | None:
+    """The summary of a finished run of the same settings; None where training is to be done.
+
+    Raises ValueError where the folder holds a run of other settings and `fresh` is not set.
+    """
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    marker = folder / "settings"
+    if marker.exists() and marker.read_text() != fingerprint:
+        raise ValueError(f"{folder} holds a run with other settings; use --fresh to replace it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(fingerprint)
+    summary = folder / SUMMARY_FILE
+    return TrainSummary.model_validate_json(summary.read_text()) if summary.exists() else None
+
+
+def plan_of(config: TrainConfig, rows: int, seed: int) -> Plan:
+    """The order of the rows; raises ValueError where there are fewer than one global batch."""
+    return Plan(
+        rows=rows,
+        global_batch_size=config.global_batch_size,
+        world_size=config.num_workers,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        epochs=config.epochs,
+        seed=seed,
+        max_steps=config.max_steps,
+    )
+
+
+def ensure_model(model: ModelConfig, shards: Path, seed: int) -> ModelConfig:
+    """The model by an absolute path (workers run elsewhere), built where it is tiny and absent.
+
+    Raises ValueError where nothing is there, or no model of a known family.
+    """
+    path = Path(model.path)
+    if model.tiny_layers is not None and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        build_tiny(path, _texts(shards), seed, model.tiny_layers)
+    check_folder(model.path)
+    return model.model_copy(update={"path": str(path.absolute())}) if path.exists() else model
+
+
+def required_train(recipe: Recipe) -> TrainConfig:
+    if recipe.train is None:
+        raise ValueError(f"The recipe '{recipe.name}' has no train section.")
+    return recipe.train
+
+
+def _texts(shards: Path) -> Iterator[str]:
+    yield from wording()
+    for example in iter_examples(shards):
+        yield from (message.text for message in example.messages)
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    fresh: Annotated[bool, typer.Option(help="Train again even if a run is there.")] = False,
+) -> None:
+    """Train the recipe's model on its shards and export it."""
+
+    def job() -> None:
+        loaded = load_recipe(recipe)
+        config = required_train(loaded)
+        console = Console()
+        run = start_run(
+            loaded.tracking,
+            loaded.name,
+            loaded.model_dump(mode="json"),
+            config.output_dir,
+            job_type="train",
+        )
+        try:
+            with ray_session():
+                summary = train(loaded, run, console, fresh=fresh)
+        finally:
+            run.finish()
+        console.print(f"{summary.steps} steps, loss {summary.final_loss:.4f}: {summary.model}")
+
+    run_job(job)
+
+
+if __name__ == "__main__":
+    typer.run(main)

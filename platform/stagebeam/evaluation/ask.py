@@ -1,0 +1,161 @@
+"""Asking: questions go to a served endpoint, or to a generator in this process, and are scored."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from io import BytesIO
+from typing import Any, Protocol, cast
+
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, InternalServerError
+from openai.types.chat import ChatCompletionMessageParam
+from PIL import Image
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore
+from stagebeam.evaluation.claim import JUDGE_ALONE
+from stagebeam.inference.types import Generator, Prompt
+from stagebeam.records import Example
+from stagebeam.search import SearchSettings, Trace, answer
+from stagebeam.search.settings import Method
+
+RETRIES = 3
+RETRY_WAIT_S = 1.0  # before the first retry; each later wait is four times as long
+# What may go better the next time; a refusal will not.
+_PASSING = (APIConnectionError, InternalServerError)
+
+
+class Ask(Protocol):
+    """Answers the last user turn of an example, its earlier turns given with their gold answers.
+
+    Whatever it raises counts as the failure of that one question.
+    """
+
+    async def __call__(self, example: Example, method: Method, n: int) -> Trace: ...
+
+
+def prompt_of(example: Example) -> Prompt:
+    """The example without its last, assistant's turn."""
+    return Prompt(example.messages[:-1], tuple(image.bytes for image in example.images))
+
+
+class HttpAsk:
+    """Asks a served endpoint by the OpenAI client. Passing errors are retried."""
+
+    def __init__(self, client: AsyncOpenAI, model: str, settings: SearchSettings) -> None:
+        self._client = client.with_options(max_retries=0)  # the retries are here
+        self._model = model
+        self._search = {
+            "tournament": settings.tournament,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+            "include_trace": True,
+        }
+
+    async def __call__(self, example: Example, method: Method, n: int) -> Trace:
+        search = {**self._search, "method": method, "candidates": n}
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(_PASSING),
+            stop=stop_after_attempt(1 + RETRIES),
+            wait=wait_exponential(multiplier=RETRY_WAIT_S, exp_base=4),
+            reraise=True,
+        ):
+            with attempt:
+                reply = await self._client.chat.completions.create(
+                    model=self._model,
+                    messages=_openai_messages(example),
+                    extra_body={"search": search},
+                )
+        return Trace.model_validate((reply.model_extra or {}).get("trace"))
+
+
+def _openai_messages(example: Example) -> list[ChatCompletionMessageParam]:
+    """The conversation in OpenAI's shape; the images lead the first user turn."""
+    images = [
+        {"type": "image_url", "image_url": {"url": _data_url(image.bytes)}}
+        for image in example.images
+    ]
+    messages: list[dict[str, Any]] = []
+    for message in example.messages[:-1]:
+        content: str | list[dict[str, Any]] = message.text
+        if message.role == "user" and images:
+            content, images = [*images, {"type": "text", "text": message.text}], []
+        messages.append({"role": message.role, "content": content})
+    return cast(list[ChatCompletionMessageParam], messages)
+
+
+def _data_url(encoded: bytes) -> str:
+    with Image.open(BytesIO(encoded)) as image:
+        kind = image.get_format_mimetype()
+    return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
+
+
+class GeneratorAsk:
+    """Asks a generator in this process, greedily: no judge is there to choose."""
+
+    def __init__(self, generator: Generator, fingerprint: str, settings: SearchSettings) -> None:
+        self._generator, self._fingerprint, self._settings = generator, fingerprint, settings
+
+    async def __call__(self, example: Example, method: Method, n: int) -> Trace:
+        return await answer(
+            prompt_of(example),
+            self._generator,
+            None,
+            replace(self._settings, method=method, candidates=n),
+            generator_id=self._fingerprint,
+            judge_id=None,
+        )
+
+
+async def run_method(
+    ask: Ask,
+    examples: Sequence[Example],
+    method: str,
+    n: int,
+    store: AnswerStore,
+    *,
+    concurrency: int,
+    on_answer: Callable[[AnswerRow], None] = lambda row: None,
+) -> list[AnswerRow]:
+    """Ask every example that `store` has no answer to; returns all rows, in the examples' order.
+
+    `method` is a search method, or `judge_alone`, which asks greedily under its own name. A
+    question that fails becomes a row with the reason, and the next run asks it again.
+    """
+    slots = asyncio.Semaphore(concurrency)
+    asked = cast(Method, "greedy" if method == JUDGE_ALONE else method)
+
+    async def one(example: Example) -> AnswerRow:
+        row = store.finished(method, n, example.id)
+        if row is None:
+            async with slots:
+                row = await attempt(example)
+        on_answer(row)
+        return row
+
+    async def attempt(example: Example) -> AnswerRow:
+        started = time.perf_counter()
+        try:
+            trace = await ask(example, asked, n)
+        except Exception as error:  # any failure is one question's, counted with its reason
+            seconds = time.perf_counter() - started
+            row = AnswerRow.failure(method, n, example, _reason(error), seconds)
+            store.add(row, None)
+            return row
+        row = AnswerRow.of(method, n, example, trace, time.perf_counter() - started)
+        store.add(row, trace)
+        return row
+
+    return list(await asyncio.gather(*map(one, examples)))
+
+
+def _reason(error: Exception) -> str:
+    """One line: the server's own sentence where it gave one."""
+    body = error.body if isinstance(error, APIStatusError) else None
+    said = body.get("message") if isinstance(body, dict) else None
+    return " ".join(f"{type(error).__name__}: {said or error}".split())[:300]

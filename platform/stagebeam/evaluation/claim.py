@@ -1,0 +1,98 @@
+"""What a comparison shows and what it does not, in a sentence or two computed from the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stagebeam.evaluation.results import Comparison
+
+STAGE_BEAM = "stage_beam"
+JUDGE_ALONE = "judge_alone"
+
+
+def write_claim(comparisons: Sequence[Comparison]) -> str:
+    """The claim for stage beam at the largest N that was measured.
+
+    The largest, not the best: picking the best N after the fact would favour the search.
+    """
+    ours = [c for c in comparisons if c.first.partition("@")[0] == STAGE_BEAM]
+    if not ours:
+        return "Stage beam was not measured, so nothing is claimed about it."
+    n = max(int(c.first.partition("@")[2]) for c in ours)
+    ours = [c for c in ours if c.first == f"{STAGE_BEAM}@{n}"]
+    alone = next((c for c in ours if c.second == JUDGE_ALONE), None)
+    others = [c for c in ours if c is not alone]
+    return " ".join(part for part in (_against_methods(n, others), _against_judge(alone)) if part)
+
+
+def _against_methods(n: int, comparisons: Sequence[Comparison]) -> str:
+    if not comparisons:
+        return ""
+    gains, losses, open_ = (
+        [_figures(c) for c in comparisons if c.shown == sign] for sign in (1, -1, 0)
+    )
+    findings = []
+    if gains:
+        findings.append(f"a gain is shown over {_listed(gains)}")
+    if losses:
+        findings.append(f"it is shown to be worse than {_listed(losses)}")
+    if open_:
+        findings.append(f"neither a gain nor a loss is shown against {_listed(open_)}")
+    first = comparisons[0]
+    return (
+        f"On {first.questions} held-out questions stage beam with N = {n} has "
+        f"{first.first_accuracy:.1%} right: {'; '.join(findings)}."
+    )
+
+
+def _against_judge(alone: Comparison | None) -> str:
+    if alone is None:
+        return (
+            "The judge's model was not asked alone, so the comparison cannot tell"
+            " what search adds from what the judge already knew."
+        )
+    figures = f"{alone.second_accuracy:.1%} right; {_difference(alone)}"
+    if alone.shown > 0:
+        return (
+            f"It is also better than the judge's own model answering alone ({figures}), so the"
+            " judge's training by itself does not explain the result."
+        )
+    if alone.shown < 0:
+        return (
+            f"The judge's own model answering alone is better ({figures}): asking it directly"
+            " beats searching with it, and any gain belongs to the judge's training."
+        )
+    return (
+        f"No gain is shown over the judge's own model answering alone ({figures}), so the"
+        " comparison does not separate search from the judge's training."
+    )
+
+
+def _figures(comparison: Comparison) -> str:
+    return f"{label(comparison.second)} ({_difference(comparison)})"
+
+
+def _difference(comparison: Comparison) -> str:
+    low, high = (100 * edge for edge in comparison.interval)
+    p = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
+    return (
+        f"{100 * comparison.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, {p}"
+    )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def label(name: str) -> str:
+    """A method's name for people: `best_of_n@4` is `best of 4`."""
+    method, _, n = name.partition("@")
+    names = {
+        "greedy": "greedy",
+        "stage_beam": f"stage beam, N = {n}",
+        "best_of_n": f"best of {n}",
+        "majority": f"majority of {n}",
+        "oracle": f"oracle of {n}",
+        "judge_alone": "the judge's model alone",
+    }
+    return names[method]

@@ -1,0 +1,91 @@
+"""Opening a model folder: weights checked, encoder beside them, fingerprint of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, MllamaForConditionalGeneration
+
+from stagebeam.models.families.mllama import MllamaEncoder
+
+FAMILIES = ("mllama",)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run, in evaluation mode."""
+
+    model: MllamaForConditionalGeneration
+    encoder: MllamaEncoder
+    fingerprint: str
+
+
+def check_folder(path: str) -> None:
+    """Raises ValueError where `path` is a local folder that holds no model of a known family."""
+    if not Path(path).exists():
+        if path.startswith(("/", ".", "runs/")):
+            raise ValueError(f"There is no model folder at {path}.")
+        return  # a hub name; from_pretrained says whether it exists
+    try:
+        family = AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a model folder: {str(error).splitlines()[0]}") from None
+    if family not in FAMILIES:
+        raise ValueError(f"{path} holds a {family} model; known families: {', '.join(FAMILIES)}.")
+
+
+def load(path: str, device: str = "auto", dtype: torch.dtype | None = None) -> Loaded:
+    """Open `path` on a device (`auto` is CUDA where there is one), in its own dtype by default.
+
+    Raises ValueError where the folder is absent or of another family, or where a weight is
+    missing, unexpected or of another shape: such a weight would be left freshly initialised,
+    silently (transformers issues 45313, 45397).
+    """
+    check_folder(path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    opened: Any = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype or "auto", output_loading_info=True
+    )
+    model, info = opened
+    check_loading(path, info)
+    model.to(device).eval()
+    return Loaded(model, MllamaEncoder(path), fingerprint(path))
+
+
+def check_loading(path: str, info: dict[str, object]) -> None:
+    """Raises ValueError if `from_pretrained`'s report names any weight."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info.get(kind):
+            raise ValueError(f"The weights in {path} do not fit the model: {kind} {info[kind]}.")
+
+
+def fingerprint(path: str) -> str:
+    """Twelve hex digits of everything in a model folder that decides an answer; a hub name as is.
+
+    Weight files of more than 64 MB are represented by their size and first and last megabyte.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".json", ".jinja", ".safetensors", ".model"}:
+            digest.update(file.name.encode())
+            digest.update(_sample(file))
+    return digest.hexdigest()[:12]
+
+
+def _sample(file: Path) -> bytes:
+    megabyte = 1 << 20
+    size = file.stat().st_size
+    if size <= 64 * megabyte:
+        return file.read_bytes()
+    with file.open("rb") as stream:
+        head = stream.read(megabyte)
+        stream.seek(-megabyte, 2)
+        return head + stream.read() + str(size).encode()

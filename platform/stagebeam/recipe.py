@@ -1,0 +1,295 @@
+"""One schema for a run. DeepSpeed's settings, the Serve config and cluster manifests are derived
+from it, never written beside it. Unknown keys are refused, every field says its unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class ScenesSource(Section):
+    """Image-QA drawn on the spot: coloured shapes, bar charts and text-only arithmetic."""
+
+    kind: Literal["scenes"] = Field("scenes", description="Names this source.")
+    rows: PositiveInt = Field(description="Examples to draw; a multi-turn example is one row.")
+    split: str = Field("train", description="Split that the rows are written under.")
+    seed: int = Field(0, description="Seed of the drawing; other seeds give other scenes.")
+    difficulty: int = Field(2, ge=1, le=3, description="1 few colours and objects, 3 many.")
+
+
+class LlavaCotSource(Section):
+    """The LLaVA-CoT-100k form: `train.jsonl` and the folders of images beside it."""
+
+    kind: Literal["llava_cot"] = Field("llava_cot", description="Names this source.")
+    annotations: Path = Field(description="The jsonl file.")
+    image_root: Path = Field(description="Folder that the rows' `image` paths start from.")
+    split: str = Field("train", description="Split that the rows are written under.")
+    limit: PositiveInt | None = Field(None, description="Read at most this many rows.")
+
+
+Source = Annotated[ScenesSource | LlavaCotSource, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """The model that training starts from."""
+
+    path: str = Field(description="Hugging Face folder or hub name.")
+    family: Literal["mllama"] = Field("mllama", description="How prompts and images are built.")
+    tiny_layers: PositiveInt | None = Field(
+        None,
+        description="If nothing is at `path`, build a small untrained model with this many "
+        "decoder layers there.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Weights in compute.")
+
+
+class DataConfig(Section):
+    """Shards to train on, and where they come from."""
+
+    shards: Path = Field(description="Folder of parquet shards with their manifest.")
+    sources: tuple[Source, ...] = Field((), description="What `prepare` reads.")
+    rows_per_shard: PositiveInt = Field(4096, description="Rows in one parquet file.")
+    require_stages: bool = Field(True, description="Refuse rows with an unstaged assistant turn.")
+    max_image_pixels: PositiveInt = Field(50_000_000, description="Refuse larger images, pixels.")
+    max_length: PositiveInt = Field(
+        4096,
+        description="Longest sequence in tokens; rows over it"
+        " are refused when training reads them.",
+    )
+
+
+class TrainConfig(Section):
+    """Full-parameter SFT with DeepSpeed ZeRO under Ray Train."""
+
+    output_dir: Path = Field(description="Checkpoints and the exported model go here.")
+    num_workers: PositiveInt = Field(8, description="Ranks; one process each.")
+    use_gpu: bool = Field(True, description="One GPU a rank; otherwise CPU over gloo.")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores that Ray reserves a rank.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage.")
+    global_batch_size: PositiveInt = Field(32, description="Rows in one optimiser step.")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches a step.")
+    epochs: PositiveInt = Field(3, description="Passes over the shards.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many steps.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "cosine", "step"] = Field("step", description="After warm-up.")
+    step_decay: Fraction = Field(0.85, description="Factor an epoch, for the step schedule.")
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up in steps.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Clip the global gradient norm to this.")
+    gradient_checkpointing: bool = Field(True, description="Recompute activations.")
+    checkpoint_every: PositiveInt = Field(500, description="Steps between checkpoints.")
+    max_failures: int = Field(3, ge=0, description="Restarts after a worker's death.")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        share = self.num_workers * self.gradient_accumulation_steps
+        if self.global_batch_size % share:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not divide over "
+                f"{self.num_workers} workers x {self.gradient_accumulation_steps} micro-batches"
+            )
+        return self
+
+
+class JudgeTraining(Section):
+    """How a judge is trained from the generator's own samples (docs/judge.md).
+
+    What is not named here (workers, batch, schedule, ZeRO stage) is as in the train section.
+    """
+
+    output_dir: Path = Field(description="Pairs, checkpoints and the judge's model go here.")
+    model: ModelConfig | None = Field(
+        None, description="What it starts from; left out, the trained generator's weights."
+    )
+    questions: PositiveInt = Field(512, description="Training questions that are sampled.")
+    samples: PositiveInt = Field(4, description="Samples of the generator for each question.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of those samples.")
+    max_new_tokens: PositiveInt = Field(2048, description="Longest sampled answer, tokens.")
+    steps: PositiveInt = Field(400, description="Optimiser steps.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    pairs_per_row: float = Field(0.5, gt=0, description="Pairs beside each gold row of a batch.")
+    pair_weight: float = Field(1.0, ge=0, description="Weight of the preference loss.")
+
+
+class Autoscaling(Section):
+    """Replicas of one deployment, scaled by questions in flight."""
+
+    min_replicas: PositiveInt = Field(1, description="Replicas kept when idle.")
+    max_replicas: PositiveInt = Field(1, description="Replicas under load.")
+    target_ongoing_requests: float = Field(16, gt=0, description="Calls in flight a replica.")
+    upscale_delay_s: float = Field(5.0, ge=0, description="Seconds of load before one is added.")
+    downscale_delay_s: float = Field(60.0, ge=0, description="Idle seconds before one goes.")
+    num_cpus: float = Field(1.0, ge=0, description="CPU cores that Ray reserves a replica.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves a replica.")
+    max_batch_rows: PositiveInt = Field(64, description="Rows decoded or scored in one batch.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas is below min_replicas")
+        return self
+
+
+class EngineConfig(Section):
+    """A model behind the generator or the judge protocol."""
+
+    engine: Literal["transformers"] = Field("transformers", description="What runs the model.")
+    model: str = Field(description="Hugging Face folder or hub name.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    threads: PositiveInt = Field(1, description="CPU threads of one replica.")
+    kv_cache_mb: PositiveInt = Field(256, description="Memory for kept prefixes, megabytes.")
+    scaling: Autoscaling = Field(default_factory=Autoscaling)
+
+
+class JudgeConfig(EngineConfig):
+    """The judge's model and how it is asked."""
+
+    kind: Literal["verdict", "likelihood"] = Field(
+        "verdict",
+        description="Option-token logits in both orders, or the candidate's log-probability.",
+    )
+
+
+class Limits(Section):
+    """What the operator allows in one request."""
+
+    max_candidates: PositiveInt = Field(16, description="Largest N.")
+    max_new_tokens: PositiveInt = Field(2048, description="Longest stage or answer, tokens.")
+    max_body_bytes: PositiveInt = Field(20_000_000, description="Largest request body, bytes.")
+    max_images: PositiveInt = Field(1, description="Images in one conversation.")
+    max_image_pixels: PositiveInt = Field(50_000_000, description="Largest image, pixels.")
+    max_turns: PositiveInt = Field(32, description="Messages in one conversation.")
+    max_text_chars: PositiveInt = Field(32_000, description="Characters in all messages together.")
+    max_questions: PositiveInt = Field(
+        256, description="Questions searched at once; as many again wait, more are turned away."
+    )
+
+
+class ServeConfig(Section):
+    """The HTTP application."""
+
+    host: str = Field("127.0.0.1", description="Address that the HTTP proxy listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free one.")
+    model_name: str = Field("stagebeam", description="Name in /v1/models.")
+    generator: EngineConfig
+    judge: JudgeConfig
+    limits: Limits = Field(default_factory=Limits)
+
+
+class SearchConfig(Section):
+    """How an answer is searched for; a request may override it within the operator's limits."""
+
+    method: Literal["greedy", "majority", "best_of_n", "stage_beam"] = Field(
+        "stage_beam", description="See docs/search.md."
+    )
+    candidates: PositiveInt = Field(4, description="N, candidates a stage (or whole answers).")
+    tournament: Literal["chain", "bracket", "round_robin", "auto"] = Field(
+        "auto", description="`auto` is round_robin for N <= 4 and bracket above."
+    )
+    temperature: float = Field(0.6, ge=0, description="Sampling temperature.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Nucleus mass.")
+    max_new_tokens: PositiveInt = Field(2048, description="Longest stage or answer, tokens.")
+    tie_margin: float = Field(1e-6, ge=0, description="Margins up to this (log-odds) are ties.")
+    seed: int = Field(0, description="Run seed that every candidate's seed derives from.")
+
+
+class EvaluationConfig(Section):
+    """What `evaluate` asks of a served endpoint."""
+
+    output_dir: Path = Field(description="Report, traces and the tracked run go here.")
+    shards: Path = Field(description="Held-out shards.")
+    rows: PositiveInt = Field(256, description="Questions, taken from the start of the shards.")
+    candidates: tuple[PositiveInt, ...] = Field((2, 4), description="The N of each method.")
+    methods: tuple[Literal["majority", "best_of_n", "stage_beam"], ...] = Field(
+        ("majority", "best_of_n", "stage_beam"), description="Methods beside greedy."
+    )
+    concurrency: PositiveInt = Field(16, description="Questions in flight.")
+
+
+class TrackingConfig(Section):
+    """Weights & Biases. Without a key the run is kept offline and can be synced later."""
+
+    enabled: bool = Field(True, description="Record the run.")
+    project: str = Field("stagebeam", description="W&B project.")
+    mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="`auto` is online where a key is set, else offline."
+    )
+
+
+class Recipe(Section):
+    """A whole run. Sections that a job does not need may be left out."""
+
+    name: str = Field(description="Name of the run, in reports and W&B.", min_length=1)
+    seed: int = Field(0, description="Seed of initial weights, data order and sampling.")
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig | None = None
+    judge_training: JudgeTraining | None = None
+    serve: ServeConfig | None = None
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    evaluation: EvaluationConfig | None = None
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when any setting changes."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises ValueError with one sentence that names the file, the field and what is wrong.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            loaded = yaml.safe_load(stream)
+    except FileNotFoundError:
+        raise ValueError(f"There is no recipe file at {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The recipe {path} cannot be read: {error}.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+        where = " ".join(str(error).split())
+        raise ValueError(f"The recipe {path} is not valid YAML: {where}.") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"The recipe {path} must be a mapping of sections.")
+    try:
+        return Recipe.model_validate(loaded)
+    except ValidationError as error:
+        raise ValueError(f"The recipe {path} is wrong: {describe(error)}.") from None
+
+
+def describe(error: ValidationError) -> str:
+    """Every complaint of a pydantic error in one line: `train.epochs: Input should be ...`."""
+    return "; ".join(_one(str(e["type"]), e["loc"], e["msg"], e["input"]) for e in error.errors())
+
+
+def _one(kind: str, loc: tuple[int | str, ...], message: str, value: object) -> str:
+    field = ".".join(map(str, loc)) or "recipe"
+    match kind:
+        case "extra_forbidden":
+            return f"unknown key '{field}'"
+        case "missing":
+            return f"'{field}' is missing"
+        case "union_tag_not_found":
+            return f"'{field}.kind' is missing"
+        case "model_type":
+            return f"'{field}' must be a mapping of settings, got {value!r}"[:300]
+        case "value_error":  # written in this file, with its values
+            return f"'{field}': {message.removeprefix('Value error, ')}"
+    return f"'{field}': {message[:1].lower()}{message[1:]}, got {value!r}"[:300]

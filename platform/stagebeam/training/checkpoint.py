@@ -1,0 +1,60 @@
+"""Exporting a trained model, and naming checkpoints so that their step can be read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_PREFIX = "model."  # where the objective keeps the model
+
+
+def checkpoint_name(step: int, attempt: str) -> str:
+    """A folder name; `attempt` keeps a restarted run from reusing one that was never committed."""
+    return f"step-{step:08d}-{attempt}"
+
+
+def step_of(path: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(Path(path).name.split("-")[1])
+
+
+def latest_step(run_folder: Path) -> int:
+    """The step of the checkpoint that Ray Train would resume from; 0 where there is none."""
+    snapshot = run_folder / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return 0
+    latest = json.loads(snapshot.read_text()).get("latest_checkpoint_result")
+    return step_of(latest["checkpoint_dir_name"]) if latest else 0
+
+
+def export(engine: Any, processor: Any, folder: Path, recipe: str) -> None:
+    """Write a Hugging Face folder: whole weights, processor, chat template, and the recipe.
+
+    Called on every rank (under ZeRO-3 each gives its share); rank 0 writes. The folder appears
+    whole or not at all; an older export of the same name is replaced.
+    """
+    if engine.zero_optimization_partition_weights():
+        weights = engine._zero3_consolidated_16bit_state_dict()  # None except on rank 0
+    else:
+        weights = engine.module.state_dict()
+    if dist.get_rank() == 0:
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        model = engine.module.model
+        model.save_pretrained(partial, state_dict=_unwrapped(weights))
+        processor.save_pretrained(partial)
+        (partial / "recipe.json").write_text(recipe)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    dist.barrier()
+
+
+def _unwrapped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    assert all(name.startswith(_PREFIX) for name in weights)
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}

@@ -1,0 +1,65 @@
+"""What is minimised: supervised answers, and a judge's preferences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from stagebeam.models.families import mllama
+from stagebeam.training.contracts import Objective
+
+GOLD, CHOSEN, REJECTED = 0, 1, 2
+
+
+class Supervised(Objective):
+    """Negative log-likelihood of the assistant's turns, in nats a token."""
+
+    def __init__(self, model: Any, encoder: mllama.MllamaEncoder) -> None:
+        super().__init__()
+        self.model = model
+        self._normalisation = encoder.normalisation
+
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        return -self.row_logprobs(batch).sum()[None]
+
+    def weights(self, **batch: torch.Tensor) -> torch.Tensor:
+        return _tokens(batch["labels"])[None]
+
+    def row_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Summed log-probability of each row's labelled tokens, [B]."""
+        logits = mllama.forward(self.model, batch, self._normalisation)[:, :-1].float()
+        labels = batch["labels"][:, 1:]
+        nll = functional.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=mllama.IGNORE, reduction="none"
+        )
+        return -nll.sum(1)
+
+
+class Preference(Supervised):
+    """Gold answers as above, and pairs: the chosen text must be likelier than the rejected one.
+
+    Rows are marked in `role` [B]; the i-th CHOSEN row of a batch belongs to its i-th REJECTED
+    row. The second term is the mean over pairs of -log sigmoid(log p(chosen) - log p(rejected)):
+    the Bradley-Terry likelihood of the margin that the likelihood judge reports.
+    """
+
+    def __init__(self, model: Any, encoder: mllama.MllamaEncoder, pair_weight: float) -> None:
+        super().__init__(model, encoder)
+        self._pair_weight = pair_weight
+
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+        role = batch["role"]
+        logprobs = self.row_logprobs(batch)
+        margins = logprobs[role == CHOSEN] - logprobs[role == REJECTED]
+        pairs = -functional.logsigmoid(margins).sum()
+        return torch.stack((-logprobs[role == GOLD].sum(), self._pair_weight * pairs))
+
+    def weights(self, **batch: torch.Tensor) -> torch.Tensor:
+        role = batch["role"]
+        return torch.stack((_tokens(batch["labels"][role == GOLD]), (role == CHOSEN).sum()))
+
+
+def _tokens(labels: torch.Tensor) -> torch.Tensor:
+    return (labels[:, 1:] != mllama.IGNORE).sum()

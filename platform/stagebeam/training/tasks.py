@@ -1,0 +1,63 @@
+"""What can be trained: a generator on shards, and a judge on gold answers and preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from stagebeam.data.ledger import Plan
+from stagebeam.data.stream import training_dataset, worker_batches
+from stagebeam.models.families.mllama import Arrays, MllamaEncoder
+from stagebeam.records import Example
+from stagebeam.training.contracts import Batch, Objective
+from stagebeam.training.objectives import Preference, Supervised
+from stagebeam.training.preference import PreferenceEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedTask:
+    """Answers of the shards, in the order that the plan's seed gives."""
+
+    shards: Path
+    plan: Plan
+    encoder: MllamaEncoder
+
+    @property
+    def total_steps(self) -> int:
+        return self.plan.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def dataset(self, start: int) -> Any:
+        return training_dataset(self.shards, self.plan, start, self._encode())
+
+    def _encode(self) -> Callable[[Sequence[Example]], Arrays]:
+        return self.encoder
+
+    def objective(self, model: Any, encoder: MllamaEncoder) -> Objective:
+        return Supervised(model, encoder)
+
+    def steps(self, shard: Any, start: int, rank: int) -> Iterator[Sequence[Batch]]:
+        batches = worker_batches(shard, self.plan, rank, start)
+        for _, micro_batches in groupby(batches, key=lambda batch: batch.step):
+            yield [batch.arrays for batch in micro_batches]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceTask(SupervisedTask):
+    """The same, and beside each answer a pair from `pairs` of which the better text is known."""
+
+    pairs: Path
+    pairs_per_row: float
+    pair_weight: float
+
+    def _encode(self) -> Callable[[Sequence[Example]], Arrays]:
+        return PreferenceEncoder(self.encoder, self.pairs, self.pairs_per_row)
+
+    def objective(self, model: Any, encoder: MllamaEncoder) -> Objective:
+        return Preference(model, encoder, self.pair_weight)

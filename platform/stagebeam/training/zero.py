@@ -1,0 +1,48 @@
+"""DeepSpeed's settings, derived from the recipe, and a model that is partitioned as it loads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+from transformers.integrations import HfDeepSpeedConfig
+
+from stagebeam.models.load import check_folder, check_loading
+from stagebeam.recipe import ModelConfig, TrainConfig
+
+
+def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+    """What DeepSpeed reads instead of a JSON file beside the recipe."""
+    micro = train.global_batch_size // (train.num_workers * train.gradient_accumulation_steps)
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if train.use_gpu:
+        zero["overlap_comm"] = True
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: no second compiled extension
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "steps_per_print": 2**31,  # the loop reports; DeepSpeed's own lines are left out
+    }
+
+
+def load_partitioned(path: str, dtype: str, settings: dict[str, Any]) -> Any:
+    """Open a model for training; under ZeRO-3 each rank keeps its share of every weight.
+
+    Raises ValueError where a weight is missing or unexpected.
+    """
+    check_folder(path)
+    # Alive during from_pretrained, it makes transformers partition while loading.
+    keep = HfDeepSpeedConfig(settings) if settings["zero_optimization"]["stage"] == 3 else None
+    opened: Any = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    del keep
+    model, info = opened
+    check_loading(path, info)
+    return model

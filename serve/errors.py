@@ -1,0 +1,55 @@
+"""Errors as the OpenAI API words them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi.responses import JSONResponse
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serve.handles import RefusedError
+
+RETRY_AFTER_S = 5
+
+_logger = logging.getLogger("ray.serve")
+
+
+class ApiError(Exception):
+    """What the client is told: an HTTP status and one sentence."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
+        return JSONResponse(self.body(), status_code=self.status, headers=headers)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What to tell the client about `error`; what nobody foresaw is logged and stays here."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RefusedError):
+        return ApiError(400, str(error), param="messages")
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, BackPressureError):
+        return ApiError(503, "The server is busy; try again later.", code="overloaded")
+    if isinstance(cause, DeploymentUnavailableError | RayActorError):
+        return ApiError(503, "A model replica is down; try again later.", code="unavailable")
+    _logger.error("A request failed.", exc_info=error)
+    return ApiError(500, "The server failed to answer; its log says why.", code="internal_error")

@@ -1,0 +1,139 @@
+"""The engine protocols over Ray Serve handles: affinity for caches, retries for dead replicas.
+
+Serve does not retry a call in flight. Every call of the protocols carries all that is needed and
+its seeds, so calling again gives the same answer. Only the death of a replica is retried; an
+error that the called code raised would only be raised again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from stagebeam.inference.types import (
+    Candidate,
+    GenerateRequest,
+    Judgement,
+    JudgeRequest,
+    Prompt,
+    Usage,
+)
+from stagebeam.search import SearchSettings
+from stagebeam.search.trace import StageTrace, Trace
+
+# Bounded, so that a request which kills its replicas cannot take the whole deployment along.
+ATTEMPTS = 5
+
+
+class RefusedError(ValueError):
+    """The question cannot be asked of this model, in one sentence for the user."""
+
+
+class HandleGenerator:
+    """`Generator` over the generator deployment; one question's calls share a replica."""
+
+    def __init__(self, handle: DeploymentHandle, question_key: str) -> None:
+        self._propose = handle.options(method_name="propose", stream=True, session_id=question_key)
+
+    async def propose(self, request: GenerateRequest) -> AsyncGenerator[Candidate | Usage]:
+        """Candidates as they finish, then usage; closing the iterator stops the engine's work.
+
+        A retry may give an index again. Raises RefusedError where the engine refuses the question.
+        """
+        items = _retried(lambda: self._propose.remote(request))
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    yield item
+        except RayTaskError as error:
+            raise _refusal(error, ValueError) or error from None
+
+
+class HandleJudge:
+    """`Judge` over the judge deployment; one question's calls share a replica."""
+
+    def __init__(self, handle: DeploymentHandle, question_key: str) -> None:
+        self._compare = handle.options(method_name="compare", session_id=question_key)
+
+    async def compare(self, request: JudgeRequest) -> Judgement:
+        """One verdict a pair. Raises RefusedError where the engine refuses the question."""
+        try:
+            async for attempt in _retrying():
+                with attempt:
+                    judgement: Judgement = await self._compare.remote(request)
+        except RayTaskError as error:
+            raise _refusal(error, ValueError) or error from None
+        return judgement
+
+
+class HandleSearcher:
+    """The searcher deployment, as the gateway calls it."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._search = handle.options(method_name="search", stream=True)
+        self._fingerprints = handle.options(method_name="fingerprints")
+
+    async def search(
+        self, prompt: Prompt, settings: SearchSettings
+    ) -> AsyncGenerator[StageTrace | Trace]:
+        """Each decision as it is made (again after a retry), then the whole trace.
+
+        Raises RefusedError where an engine refuses the question.
+        """
+        items = _retried(lambda: self._search.remote(prompt, settings))
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    yield item
+        except RayTaskError as error:
+            raise _refusal(error, RefusedError) or error from None
+
+    async def fingerprints(self) -> tuple[str, str]:
+        """The generator's and the judge's."""
+        found: tuple[str, str] = await self._fingerprints.remote()
+        return found
+
+
+async def _retried(call: Callable[[], Any]) -> AsyncGenerator[Any]:
+    """The items of a streaming call, which starts over when its replica dies.
+
+    Items given before the death are given again, and are equal; who reads them passes over them.
+    """
+    async for attempt in _retrying():
+        with attempt:
+            stream: DeploymentResponseGenerator[Any] = call()
+            try:
+                async for item in stream:
+                    yield item
+            except (asyncio.CancelledError, GeneratorExit):
+                stream.cancel()  # no work goes on for a caller who has left
+                raise
+
+
+def _retrying() -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception(_replica_died),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+        reraise=True,
+    )
+
+
+def _replica_died(error: BaseException) -> bool:
+    # An error of the called code is a RayTaskError, and an instance of its cause's class too.
+    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+
+
+def _refusal(error: RayTaskError, kind: type[ValueError]) -> RefusedError | None:
+    return RefusedError(str(error.cause)) if isinstance(error.cause, kind) else None

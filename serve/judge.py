@@ -1,0 +1,40 @@
+"""The judge deployment: one judge a replica, many comparisons at once in its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stagebeam.inference.types import Judgement, JudgeRequest
+from stagebeam.recipe import JudgeConfig
+
+Loader = Callable[[JudgeConfig], Any]
+
+
+def load(config: JudgeConfig) -> Any:
+    """The judge that the recipe names. Imported here, so that only replicas load torch."""
+    from stagebeam.inference.load import load_judge
+
+    return load_judge(config)
+
+
+class JudgeReplica:
+    """A judge behind Serve; `loader` makes it inside the replica."""
+
+    def __init__(self, config: JudgeConfig, loader: Loader = load) -> None:
+        self._engine = loader(config)
+
+    async def compare(self, request: JudgeRequest) -> Judgement:
+        """One verdict for each pair."""
+        judgement: Judgement = await self._engine.compare(request)
+        return judgement
+
+    async def fingerprint(self) -> str:
+        """Of the weights and settings behind the verdicts."""
+        return str(self._engine.fingerprint)
+
+    def __del__(self) -> None:
+        """Serve calls this when it stops the replica."""
+        engine = getattr(self, "_engine", None)  # absent where the loader failed
+        if engine is not None:
+            engine.close()

@@ -1,0 +1,230 @@
+"""The evaluation job against the platform's own HTTP interface on a local port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
+
+from scripted_server import WorldSearcher, http_world
+from scripted_world import ScriptedGenerator, World, example
+
+from jobs.evaluate import alone, evaluate, load_questions
+from stagebeam.data.shards import write_shards
+from stagebeam.inference.verdict import wording
+from stagebeam.models.tiny import build_tiny
+from stagebeam.recipe import DataConfig, JudgeConfig, Recipe, ServeConfig, load_recipe
+from stagebeam.records import Example
+
+ROOT = Path(__file__).parents[2]
+ROWS = 24
+METHODS = 4  # greedy and three searches at one N
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(tuple(example(number) for number in range(ROWS)))
+
+
+@pytest.fixture
+def searcher(world):
+    return WorldSearcher(world, ScriptedGenerator(world))
+
+
+def write_recipe(folder: Path, examples: tuple[Example, ...], **sections: object) -> Path:
+    shards = folder / "held-out"
+    write_shards(examples, shards, DataConfig(shards=shards))
+    path = folder / "recipe.yaml"
+    recipe = {
+        "name": "tiny",
+        "model": {"path": "none"},
+        "data": {"shards": "none"},
+        "search": {"temperature": 1.0},
+        "evaluation": {
+            "output_dir": str(folder / "out"),
+            "shards": str(shards),
+            "rows": ROWS,
+            "candidates": [2],
+            "concurrency": 4,
+        },
+    }
+    path.write_text(yaml.safe_dump(recipe | sections))
+    return path
+
+
+@pytest.fixture
+def recipe_file(world, tmp_path) -> Path:
+    return write_recipe(tmp_path, world.examples)
+
+
+@pytest.fixture
+def recipe(recipe_file) -> Recipe:
+    return load_recipe(recipe_file)
+
+
+@pytest.fixture
+def console():
+    with open(os.devnull, "w") as nowhere:
+        yield Console(file=nowhere)
+
+
+def report_of(recipe: Recipe) -> dict:
+    assert recipe.evaluation is not None
+    return json.loads((recipe.evaluation.output_dir / "report.json").read_text())
+
+
+def test_an_evaluation_leaves_a_report_a_page_traces_and_an_offline_run(
+    recipe, searcher, world, console
+):
+    stronger = WorldSearcher(world, ScriptedGenerator(world, skill=0.8))
+    with http_world(searcher) as url, http_world(stronger) as judge_url:
+        page = evaluate(recipe, url=url + "/", judge_url=judge_url, console=console)
+    report = report_of(recipe)
+    for result in (
+        report["greedy"],
+        report["judge_alone"],
+        *(report[m]["2"] for m in ("stage_beam", "best_of_n", "majority", "oracle")),
+    ):
+        assert result["questions"] == ROWS and result["failed"] == 0
+    assert report["stage_beam"]["2"]["cost"]["judge_tokens"] > 0
+    assert report["fingerprints"]["generator"] == "scripted-0.55"
+    assert "N = 2" in report["claim"] and "judge's own model" in report["claim"]
+    assert report["wandb"]["mode"] == "offline"
+    assert Path(report["wandb"]["offline_dir"]).is_relative_to(page.parent)
+    assert page.read_text().count("<article") >= 5
+    lines = (page.parent / "answers.jsonl").read_text().splitlines()
+    assert Counter(json.loads(line)["method"] for line in lines) == dict.fromkeys(
+        ("greedy", "majority", "best_of_n", "stage_beam"), ROWS
+    )
+
+
+def test_a_finished_evaluation_asks_nothing_again_unless_it_is_fresh(recipe, searcher, console):
+    with http_world(searcher) as url:
+        evaluate(recipe, url=url, console=console)
+        first = report_of(recipe)
+        assert len(searcher.asked) == METHODS * ROWS
+        evaluate(recipe, url=url, console=console)
+        assert len(searcher.asked) == METHODS * ROWS
+        assert report_of(recipe)["stage_beam"] == first["stage_beam"]
+        evaluate(recipe, url=url, fresh=True, console=console)
+        assert len(searcher.asked) == 2 * METHODS * ROWS
+
+
+@pytest.mark.parametrize("what", ["generator", "questions", "search"])
+def test_answers_of_another_run_are_never_mixed_in(what, recipe, searcher, world, console):
+    with http_world(searcher) as url:
+        evaluate(recipe, url=url, console=console)
+    assert recipe.evaluation is not None
+    if what == "generator":
+        searcher.generator = ScriptedGenerator(world, skill=0.9)
+    elif what == "questions":
+        fewer = recipe.evaluation.model_copy(update={"rows": 5})
+        recipe = recipe.model_copy(update={"evaluation": fewer})
+    else:
+        search = recipe.search.model_copy(update={"seed": 7})
+        recipe = recipe.model_copy(update={"search": search})
+    with http_world(searcher) as url:
+        with pytest.raises(ValueError, match=f"holds answers with another {what}; .*--fresh"):
+            evaluate(recipe, url=url, console=console)
+        evaluate(recipe, url=url, fresh=True, console=console)
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(recipe_file, searcher, world):
+    command = [sys.executable, "-m", "jobs.evaluate", str(recipe_file), "--url"]
+    answers = recipe_file.parent / "out" / "answers.jsonl"
+    environment = {**os.environ, "PYTHONPATH": f"platform{os.pathsep}."}
+
+    def finished() -> int:
+        return len(answers.read_text().splitlines()) if answers.exists() else 0
+
+    with http_world(searcher) as url:
+        searcher.pause = 0.2
+        job = subprocess.Popen([*command, url], cwd=ROOT, env=environment)
+        deadline = time.monotonic() + 120
+        while finished() < ROWS + 5:
+            assert job.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        searcher.pause = 0.0
+        before = finished()
+        assert before < METHODS * ROWS
+        done = subprocess.run(
+            [*command, url], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    assert "greedy 24/24" in done.stdout  # progress in plain lines where there is no terminal
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    times = Counter((row["method"], row["n"], row["id"]) for row in rows)
+    assert len(times) == METHODS * ROWS and set(times.values()) == {1}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost", "http://"])
+def test_an_endpoint_that_does_not_answer_is_one_sentence(url, recipe, console):
+    with pytest.raises(ValueError, match="does not answer"):
+        evaluate(recipe, url=url, console=console)
+
+
+def test_questions_must_be_scorable_and_told_apart(tmp_path, world):
+    def questions(*examples: Example) -> list[Example]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        config = load_recipe(write_recipe(folder, examples)).evaluation
+        assert config is not None
+        return load_questions(config)
+
+    assert questions(*world.examples[:3]) == list(world.examples[:3])
+    with pytest.raises(ValueError, match="scene-1 has no gold answer"):
+        questions(world.examples[0], replace(world.examples[1], answer=None))
+    with pytest.raises(ValueError, match="scene-0 is multiple choice"):
+        questions(replace(world.examples[0], answer="two"))
+
+
+def test_the_judge_alone_is_served_with_its_own_model_and_settings():
+    judge = JudgeConfig(model="judge", kind="likelihood", threads=3)
+    config = ServeConfig.model_validate({"generator": {"model": "generator"}, "judge": judge})
+    assert alone(config).generator.model == "judge"
+    assert alone(config).generator.threads == 3
+    assert alone(config).judge == judge
+
+
+@pytest.mark.slow
+def test_without_a_url_the_recipe_and_its_judge_alone_are_served(tmp_path, world, console):
+    model, judge = tmp_path / "model", tmp_path / "judge"
+    texts = [m.text for e in world.examples for m in e.messages]
+    for seed, folder in enumerate((model, judge)):
+        build_tiny(folder, [*texts, *wording()], seed)
+    engine = {"scaling": {"num_cpus": 0.5}}
+    path = write_recipe(
+        tmp_path,
+        world.examples[:4],
+        search={"temperature": 1.0, "max_new_tokens": 24},
+        serve={
+            "port": 0,
+            "generator": {"model": str(model), **engine},
+            "judge": {"model": str(judge), "kind": "likelihood", **engine},
+        },
+    )
+    recipe = load_recipe(path)
+    evaluate(recipe, console=console)
+    report = report_of(recipe)
+    assert report["greedy"]["questions"] == report["judge_alone"]["questions"] == 4
+    assert report["greedy"]["failed"] == report["judge_alone"]["failed"] == 0
+    assert report["fingerprints"]["generator"] != report["fingerprints"]["judge"]

@@ -1,0 +1,520 @@
+"""The served application over real Ray Serve and HTTP; only the engines are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import ray
+import scripted_engines
+from PIL import Image
+
+from serve.app import serving
+from serve.handles import HandleGenerator
+from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling
+from stagebeam.recipe import (
+    Autoscaling,
+    EngineConfig,
+    JudgeConfig,
+    Limits,
+    SearchConfig,
+    ServeConfig,
+)
+from stagebeam.records import Message
+from stagebeam.search.trace import Trace
+
+SCALING = Autoscaling(num_cpus=0.25)
+LIMITS = Limits(
+    max_candidates=8,
+    max_new_tokens=64,
+    max_body_bytes=20_000,
+    max_image_pixels=10_000,
+    max_turns=4,
+    max_text_chars=2_000,
+    max_questions=3,
+)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engine-log")
+
+
+@pytest.fixture(scope="module")
+def url(cluster: None, log: Path) -> Iterator[str]:
+    config = ServeConfig(
+        port=0,
+        model_name="scripted",
+        generator=EngineConfig(
+            model=str(log), scaling=Autoscaling(num_cpus=0.25, min_replicas=2, max_replicas=2)
+        ),
+        judge=JudgeConfig(model=str(log), scaling=SCALING),
+        limits=LIMITS,
+    )
+    with serving(
+        config,
+        SearchConfig(candidates=3, max_new_tokens=32),
+        generator_loader=scripted_engines.load_generator,
+        judge_loader=scripted_engines.load_judge,
+    ) as base_url:
+        yield base_url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+
+
+def data_url(image: bytes | None = None, size: tuple[int, int] = (8, 8)) -> str:
+    if image is None:
+        encoded = io.BytesIO()
+        Image.new("RGB", size, "red").save(encoded, "PNG")
+        image = encoded.getvalue()
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def ask(text: str, *image_urls: str) -> list[Any]:
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def body(text: str = "What?", **fields: Any) -> dict[str, Any]:
+    return {"model": "scripted", "messages": ask(text), **fields}
+
+
+def post(url: str, json: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=json, timeout=60)
+
+
+def test_the_openai_client_gets_conclusion_reasoning_and_usage(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="scripted", messages=ask("Which colour?", data_url())
+    )
+    message = reply.choices[0].message
+    assert message.content == "conclusion red"
+    assert message.model_extra == {
+        "reasoning_content": "<SUMMARY> summary red </SUMMARY>\n<CAPTION> caption red </CAPTION>\n"
+        "<REASONING> reasoning red </REASONING>"
+    }
+    assert reply.choices[0].finish_reason == "stop"
+    usage = reply.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (40, 60, 100)
+    assert usage.model_extra is not None
+    assert usage.model_extra["search"]["sequential_passes"] == 20
+
+
+def test_streaming_sends_each_stage_and_adds_up_to_the_whole_reply(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="scripted", messages=ask("Stream?"))
+    for method in ("stage_beam", "best_of_n"):
+        chunks = list(
+            client.chat.completions.create(
+                model="scripted",
+                messages=ask("Stream?"),
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"search": {"method": method, "include_trace": True}},
+            )
+        )
+        deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+        reasoning = [getattr(delta, "reasoning_content", None) for delta in deltas]
+        content = "".join(delta.content or "" for delta in deltas)
+        assert len([piece for piece in reasoning if piece]) == 3
+        if method == "stage_beam":
+            assert content == whole.choices[0].message.content
+            extra = whole.choices[0].message.model_extra or {}
+            assert "".join(filter(None, reasoning)) == extra["reasoning_content"]
+        assert chunks[-2].choices[0].finish_reason == "stop"
+        trace = Trace.model_validate(chunks[-2].model_extra["trace"])  # type: ignore[index]
+        assert trace.conclusion == content
+        assert chunks[-1].usage is not None and not chunks[-1].choices
+        assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stage_arrives_before_the_next_one_is_decided(client: openai.OpenAI) -> None:
+    chunks = client.chat.completions.create(
+        model="scripted",
+        messages=ask("slow stream"),
+        stream=True,
+        extra_body={"search": {"method": "stage_beam", "candidates": 1}},
+    )
+    moments = [
+        time.monotonic()
+        for chunk in chunks
+        if getattr(chunk.choices[0].delta, "reasoning_content", None)
+    ]
+    assert all(
+        late - early > scripted_engines.SLOW_S / 2 for early, late in itertools.pairwise(moments)
+    )
+
+
+def test_search_fields_and_openai_fields_reach_the_search(url: str) -> None:
+    search = {
+        "method": "best_of_n",
+        "candidates": 5,
+        "tournament": "chain",
+        "temperature": 0.9,
+        "top_p": 0.5,
+        "seed": 7,
+        "max_new_tokens": 16,
+        "include_trace": True,
+    }
+    trace = Trace.model_validate(post(url, body(search=search)).json()["trace"])
+    assert (trace.method, trace.candidates, trace.tournament) == ("best_of_n", 5, "chain")
+    assert (trace.temperature, trace.top_p, trace.seed) == (0.9, 0.5, 7)
+    assert (trace.generator, trace.judge) == ("ScriptedGenerator-1", "ScriptedJudge-1")
+
+    reply = post(
+        url,
+        body(
+            temperature=0,
+            top_p=0.7,
+            seed=9,
+            max_tokens=16,
+            n=1,
+            search={"candidates": 1, "include_trace": True},
+        ),
+    )
+    trace = Trace.model_validate(reply.json()["trace"])
+    assert (trace.temperature, trace.top_p, trace.seed, trace.candidates) == (0, 0.7, 9, 1)
+
+
+def test_a_follow_up_question_carries_the_earlier_answer_with_its_stages(
+    client: openai.OpenAI,
+) -> None:
+    first = client.chat.completions.create(model="scripted", messages=ask("First?"))
+    messages = [*ask("First?"), first.choices[0].message, *ask("Second?")]
+    reply = client.chat.completions.create(
+        model="scripted", messages=messages, extra_body={"search": {"include_trace": True}}
+    )
+    trace = Trace.model_validate(reply.model_extra["trace"])  # type: ignore[index]
+    assert trace.messages[1].text.startswith("<SUMMARY> summary")
+    assert trace.messages[1].text.endswith("</CONCLUSION>")
+
+
+def test_models_traces_health_and_page(url: str, client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["scripted"]
+    reply = post(url, body(search={"include_trace": True})).json()
+    for key in (reply["id"], reply["trace"]["id"]):
+        assert httpx.get(f"{url}/v1/traces/{key}").json() == reply["trace"]
+    health = httpx.get(f"{url}/healthz")
+    assert (health.status_code, health.json()) == (
+        200,
+        {"status": "ok", "generator": "ScriptedGenerator-1", "judge": "ScriptedJudge-1"},
+    )
+    page = httpx.get(url)
+    assert page.status_code == 200 and "/v1/chat/completions" in page.text
+
+
+BAD_REQUESTS = {
+    "unknown key": (body(stop=["x"]), 400, "The request is wrong: unknown key 'stop'."),
+    "unknown search key": (
+        body(search={"beams": 3}),
+        400,
+        "The request is wrong: unknown key 'search.beams'.",
+    ),
+    "no candidates": (
+        body(search={"candidates": 0}),
+        400,
+        "The request is wrong: 'search.candidates': input should be greater than 0, got 0.",
+    ),
+    "number in quotes": (
+        body(search={"candidates": "3"}),
+        400,
+        "The request is wrong: 'search.candidates': input should be a valid integer, got '3'.",
+    ),
+    "too many candidates": (
+        body(search={"candidates": 9}),
+        400,
+        "candidates is over this server's limit of 8.",
+    ),
+    "too long": (body(max_tokens=65), 400, "max_new_tokens is over this server's limit of 64."),
+    "several choices": (body(n=2), 400, "The request is wrong: 'n': input should be 1, got 2."),
+    "temperature that overflows": (
+        body(temperature=1e-9),
+        400,
+        "The request is wrong: 'temperature': Input should be 0 or at least 0.01.",
+    ),
+    "contradiction": (
+        body(seed=1, search={"seed": 2}),
+        400,
+        "seed contradicts another field for seed.",
+    ),
+    "the same candidate many times": (
+        body(temperature=0),
+        400,
+        "At temperature 0 all 3 candidates of stage_beam would be the same; raise the temperature "
+        "or ask for 1 candidate.",
+    ),
+    "no messages": (
+        {"model": "scripted"},
+        400,
+        "The request is wrong: 'messages' is missing.",
+    ),
+    "a part without its text": (
+        {"model": "scripted", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        400,
+        "The request is wrong: 'messages.0.content.0': A part of type text needs text and nothing "
+        "else.",
+    ),
+    "ends with the assistant": (
+        {
+            "model": "scripted",
+            "messages": [*ask("What?"), {"role": "assistant", "content": "This."}],
+        },
+        400,
+        "The last turn must be the user's, but it is the assistant's.",
+    ),
+    "too many turns": (
+        {"model": "scripted", "messages": ask("What?") * 5},
+        400,
+        "The conversation is over this server's limit of 4 turns.",
+    ),
+    "too much text": (
+        body("x" * 2001),
+        400,
+        "The text is over this server's limit of 2000 characters.",
+    ),
+    "stage tag": (
+        body("Say < /Summary >."),
+        400,
+        "A question must not contain the stage tag < /Summary >.",
+    ),
+    "chat marker": (
+        body("marker"),
+        400,
+        "A message contains <|image|>, a marker of the chat template.",
+    ),
+    "image to fetch": (
+        {"model": "scripted", "messages": ask("What?", "http://example.org/a.png")},
+        400,
+        "An image must be a data: URL; this server fetches nothing.",
+    ),
+    "not base64": (
+        {"model": "scripted", "messages": ask("What?", "data:image/png;base64,@@@@")},
+        400,
+        "The image is not valid base64.",
+    ),
+    "not an image": (
+        {"model": "scripted", "messages": ask("What?", data_url(b"words"))},
+        400,
+        "The image cannot be decoded; it must be one of PNG, JPEG, WEBP, GIF, BMP.",
+    ),
+    "too many pixels": (
+        {"model": "scripted", "messages": ask("What?", data_url(size=(101, 100)))},
+        400,
+        "The image has more than the 10000 pixels that this server allows.",
+    ),
+    "too many images": (
+        {"model": "scripted", "messages": ask("What?", data_url(), data_url())},
+        400,
+        "There are 2 images; this server allows 1.",
+    ),
+    "image in a later turn": (
+        {
+            "model": "scripted",
+            "messages": [
+                *ask("What?"),
+                {"role": "assistant", "content": "This."},
+                *ask("And?", data_url()),
+            ],
+        },
+        400,
+        "Images belong in the first user message.",
+    ),
+    "unknown model": (
+        body() | {"model": "gpt"},
+        404,
+        "There is no model 'gpt'; this server has 'scripted'.",
+    ),
+    "body too large": (
+        body("x" * 20_000),
+        413,
+        "The request body is larger than the 20000 bytes that this server allows.",
+    ),
+    "failure of ours": (body("bug"), 500, "The server failed to answer; its log says why."),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_an_error_has_its_status_and_one_sentence(url: str, case: str, stream: bool) -> None:
+    request, status, message = BAD_REQUESTS[case]
+    reply = post(url, request | {"stream": stream})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["message"]) == (status, message)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+
+
+@pytest.mark.parametrize("raw", [b"{", b"\xff", b"[]", b'"text"', b""])
+def test_a_body_that_is_no_json_object_is_a_400(url: str, raw: bytes) -> None:
+    reply = httpx.post(f"{url}/v1/chat/completions", content=raw)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (
+        400,
+        "The request body is not a JSON object.",
+    )
+
+
+def test_a_body_without_a_declared_length_is_bounded_too(url: str) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(30):
+            yield b" " * 1000
+
+    reply = httpx.post(f"{url}/v1/chat/completions", content=endless())
+    assert reply.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/traces/none", 404),
+        ("GET", "/v1/chat/completions", 405),
+    ],
+)
+def test_other_errors_have_the_same_shape(url: str, method: str, path: str, status: int) -> None:
+    reply = httpx.request(method, url + path)
+    assert reply.status_code == status
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_openai_client_raises_its_own_error_types(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="There is no model"):
+        client.chat.completions.create(model="gpt", messages=ask("What?"))
+    with pytest.raises(openai.BadRequestError, match="data: URL"):
+        client.chat.completions.create(model="scripted", messages=ask("?", "http://x.org/a.png"))
+
+
+def test_more_questions_than_allowed_are_turned_away_with_retry_after(url: str) -> None:
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda i: post(url, body(f"slow {i}")), range(12)))
+    busy = [reply for reply in replies if reply.status_code == 503]
+    served = [reply for reply in replies if reply.status_code == 200]
+    assert busy and len(served) >= LIMITS.max_questions and len(busy) + len(served) == 12
+    for reply in busy:
+        assert reply.headers["retry-after"] == "5"
+        assert reply.json()["error"]["message"] == "The server is busy; try again later."
+
+
+def test_one_question_stays_on_one_generator_replica(url: str, log: Path) -> None:
+    def replicas_of(question: str) -> set[str]:
+        before = set(log.iterdir())
+        for seed in (1, 2):
+            assert post(url, body(question, seed=seed)).status_code == 200
+        new = {path.name for path in set(log.iterdir()) - before}
+        return {name.split("-")[2] for name in new if name.startswith("started-ScriptedGenerator")}
+
+    homes = [replicas_of(f"question {i}") for i in range(10)]
+    assert all(len(home) == 1 for home in homes)
+    assert len(set.union(*homes)) == 2
+
+
+async def test_closing_a_stream_of_candidates_stops_the_engine(url: str, log: Path) -> None:
+    before = set(log.iterdir())
+    handle = ray.serve.get_deployment_handle("generator", "stagebeam")
+    prompt = Prompt((Message("user", "linger"),))
+    request = GenerateRequest(prompt, "", "</SUMMARY>", (1, 2, 3), Sampling())
+    candidates = HandleGenerator(handle, "key").propose(request)
+    assert isinstance(await anext(candidates), Candidate)
+    await candidates.aclose()
+    for _ in range(50):
+        notes = [path.name for path in set(log.iterdir()) - before]
+        if any(name.startswith("cancelled") for name in notes):
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("the engine goes on for a caller who has left")
+
+
+def test_a_client_that_hangs_up_stops_its_search(url: str, log: Path) -> None:
+    before = set(log.iterdir())
+    with contextlib.suppress(httpx.ReadTimeout):
+        httpx.post(
+            f"{url}/v1/chat/completions",
+            json=body("slow hang up"),
+            timeout=httpx.Timeout(30, read=0.3),
+        )
+    time.sleep(2.5)
+    notes = [path.name.split("-")[0] for path in set(log.iterdir()) - before]
+    assert notes.count("cancelled") == 1
+    assert notes.count("started") < 8  # a whole search makes four calls to each engine
+
+
+def replica_pids(deployment: str) -> list[int]:
+    names = ray.util.list_named_actors(all_namespaces=True)
+    replicas = [
+        n["name"]
+        for n in names
+        if n["name"].startswith("SERVE_REPLICA::") and f"#{deployment}#" in n["name"]
+    ]
+    actors = [ray.get_actor(name, namespace="serve") for name in replicas]
+    return ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in actors])
+
+
+def calls_in_flight(log: Path, before: set[Path], engine: str) -> tuple[int, int]:
+    """How many calls of one engine have started and have finished since `before`."""
+    names = [path.name for path in set(log.iterdir()) - before]
+    return (
+        sum(name.startswith(f"started-{engine}") for name in names),
+        sum(name.startswith(f"finished-{engine}") for name in names),
+    )
+
+
+def wait_for_new(deployment: str, old: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ray.exceptions.RayActorError, ValueError):
+            if len(replica_pids(deployment)) == len(old) and not set(
+                replica_pids(deployment)
+            ) & set(old):
+                return
+        time.sleep(0.5)
+    pytest.fail(f"{deployment} was not replaced")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("deployment", ["generator", "judge", "searcher"])
+def test_a_replica_killed_in_mid_search_costs_a_retry_and_not_the_answer(
+    client: openai.OpenAI, log: Path, deployment: str, stream: bool
+) -> None:
+    def answer() -> tuple[str, str]:
+        reply: Any = client.chat.completions.create(
+            model="scripted", messages=ask(f"slow {deployment}"), stream=stream, timeout=90
+        )
+        if not stream:
+            message = reply.choices[0].message
+            return message.content, message.reasoning_content
+        deltas = [chunk.choices[0].delta for chunk in reply]
+        return (
+            "".join(delta.content or "" for delta in deltas),
+            "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas),
+        )
+
+    undisturbed = answer()
+    pids = replica_pids(deployment)
+    engine = "ScriptedJudge" if deployment == "judge" else "ScriptedGenerator"
+    before = set(log.iterdir())
+    with ThreadPoolExecutor(1) as pool:
+        disturbed = pool.submit(answer)
+        while calls_in_flight(log, before, engine) != (2, 1):  # the second stage is being decided
+            assert not disturbed.done()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert disturbed.result(90) == undisturbed
+    if deployment != "searcher":
+        started, finished = calls_in_flight(log, before, engine)
+        assert started > finished, "nothing was lost, so nothing was retried"
+    wait_for_new(deployment, pids)
