@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from stagebeam.data.sources.scenes import draw
+from stagebeam.recipe import ScenesSource
+from stagebeam.records import Example
+
+if TYPE_CHECKING:
+    from stagebeam.models.load import Loaded
 
 # Ray would otherwise turn token authentication on or off by what it finds on the machine.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -21,3 +30,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Example]:
+    """Drawn examples of every kind."""
+    return list(draw(ScenesSource(rows=300)))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(scenes: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny model that has the words of `scenes` and of judging them. Not to be
+    written to."""
+    # imported here: most tests need neither torch nor transformers
+    from stagebeam.inference.verdict import wording
+    from stagebeam.models.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_tiny(folder, [*wording(), *(m.text for e in scenes for m in e.messages)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_folder: Path) -> Loaded:
+    """The model of `tiny_folder`. Untrained: it writes noise, other noise for every prompt. Not
+    to be trained."""
+    from stagebeam.models.load import load
+
+    return load(str(tiny_folder), "cpu")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image as PilImage
 
 from stagebeam.data.validate import Refused, check, validated
 from stagebeam.recipe import DataConfig
@@ -78,8 +80,11 @@ def test_images_that_do_not_decode_are_refused(
     make_example: Make, make_png: Callable[..., bytes]
 ) -> None:
     whole = make_png()
+    jpeg = io.BytesIO()
+    PilImage.effect_noise((9, 9), 90).save(jpeg, "JPEG")
+    short = jpeg.getvalue()[:-20]  # its header is whole
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n"
-    for data in (b"", b"no image", whole[: len(whole) // 2], whole[:-14], eps):
+    for data in (b"", b"no image", whole[: len(whole) // 2], whole[:-14], short, eps):
         reason = check(make_example(images=(Image(data, "sqa/1.png"),)), CONFIG)
         assert reason is not None and reason.startswith("The image sqa/1.png does not decode")
 

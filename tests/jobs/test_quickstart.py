@@ -42,9 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped recipe with small budgets, in a folder with a short name (Ray's sockets)."""
     folder = tmp_path_factory.mktemp("q")
     (folder / "t").mkdir()
-    settings = yaml.safe_load(
-        RECIPE.read_text().replace("runs/quickstart", str(folder / "run"))
-    )
+    settings = yaml.safe_load(RECIPE.read_text().replace("runs/quickstart", str(folder / "run")))
     settings["data"]["sources"][0]["rows"] = 2560
     settings["data"]["sources"][1]["rows"] = 64
     settings["judge_training"].update(questions=32, steps=20)

@@ -38,9 +38,9 @@ Arrays = dict[str, np.ndarray]
 Encode = Callable[[list[Example]], Arrays]
 
 TRAIN_SPLIT = "train"
-# Reserved for encoding one step. Small, because ranks reserve most of a small machine's CPUs and
-# spend part of their time waiting.
-_ENCODE_CPUS = 0.25
+# Reserved for encoding one step: half, because on a small machine the ranks leave no whole CPU, and
+# not less, because each task that may run at a time is a process with a tokenizer.
+_ENCODE_CPUS = 0.5
 # Encoded batches that may wait in the object store, for each rank: eight of 4 images of 560 px with
 # 4 tiles in uint8. Ray Data's own limit is a share of the store, which may be most of an epoch.
 _AHEAD_BYTES = 128 << 20

@@ -166,23 +166,23 @@ class TransformersEngine:
                 self._start(job)
 
     def _start(self, job: _Job) -> None:
+        count = len(job.request.seeds)
         try:
             kept, job.usage = self._prefill(job)
-        except Exception as error:
+            cross = self._runtime.cross_rows(job.ids, job.images)[:, -1:]
+            rows = [
+                _Row(job, index, cross, torch.Generator().manual_seed(seed))
+                for index, seed in enumerate(job.request.seeds)
+            ]
+            forked = tuple(
+                (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in kept.layers
+            )
+            self._join(rows, forked, kept.length)
+        except Exception as error:  # the rows that decode already are untouched
             job.emit(error)
             return
-        count = len(job.request.seeds)
-        cross = self._runtime.cross_rows(job.ids, job.images)[:, -1:]
-        rows = [
-            _Row(job, index, cross, torch.Generator().manual_seed(seed))
-            for index, seed in enumerate(job.request.seeds)
-        ]
         job.live = count
         assert kept.logits is not None
-        forked = tuple(
-            (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in kept.layers
-        )
-        self._join(rows, forked, kept.length)
         self._sample(rows, kept.logits.expand(count, -1))
         self._retire()
 
@@ -288,7 +288,12 @@ class TransformersEngine:
         return None
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self._encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        """Plain text: a chat marker that the model may have sampled is no part of an answer."""
+        return str(
+            self._encoder.tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     def _hand_over(self, place: int, row: _Row, finish: FinishReason, text: str) -> None:
         job = row.job

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, get_args
 
 import torch
@@ -80,6 +81,10 @@ class _Job:
     answer: Future[Judgement]
 
 
+def _image_slots(job: _Job) -> int:
+    return max(1, len(job.images))
+
+
 class TransformersJudge:
     """Implements the Judge protocol over a loaded model."""
 
@@ -132,20 +137,22 @@ class TransformersJudge:
     # --- the scoring thread ---
 
     def _run(self) -> None:
-        while True:
-            jobs = self._take()
-            if not jobs:
-                return
-            try:
-                scores = self._score(jobs)
-                for job, values in zip(jobs, scores, strict=True):
-                    tokens = sum(len(row.ids) for row in job.rows)
-                    usage = Usage(judge_tokens=tokens, judge_calls=1)
-                    job.answer.set_result(Judgement(self._verdicts(job, values), usage))
-            except Exception as error:  # reaches every caller of the batch
-                for job in jobs:
-                    if not job.answer.done():
-                        job.answer.set_exception(error)
+        while jobs := self._take():
+            # rows of one batch hold equally many images
+            for _, alike in groupby(sorted(jobs, key=_image_slots), key=_image_slots):
+                self._answer(list(alike))
+
+    def _answer(self, jobs: Sequence[_Job]) -> None:
+        try:
+            scores = self._score(jobs)
+            for job, values in zip(jobs, scores, strict=True):
+                tokens = sum(len(row.ids) for row in job.rows)
+                usage = Usage(judge_tokens=tokens, judge_calls=1)
+                job.answer.set_result(Judgement(self._verdicts(job, values), usage))
+        except Exception as error:  # reaches every caller of the batch
+            for job in jobs:
+                if not job.answer.done():
+                    job.answer.set_exception(error)
 
     def _take(self) -> list[_Job]:
         """All calls that wait, as many as fit in one batch (at least one); [] when closed."""

@@ -36,17 +36,21 @@ class Question:
 
 
 def with_options(rng: random.Random, question: Question) -> Question:
-    """The question as multiple choice; the answer becomes a letter."""
+    """The question as multiple choice; the answer becomes a letter.
+
+    The letter follows its option, so that naming it is reading on from the answer: a small model
+    learns that early, and looking up what stands in front of a value very late.
+    """
     pool = sorted(set(question.wrong) - {question.answer})
     options = [question.answer, *rng.sample(pool, min(3, len(pool)))]
     rng.shuffle(options)
     letter = LETTERS[options.index(question.answer)]
-    listed = ", ".join(f"{mark}. {text}" for mark, text in zip(LETTERS, options, strict=False))
+    listed = ", ".join(f"{text} ({mark})" for mark, text in zip(LETTERS, options, strict=False))
     return replace(
         question,
         text=f"{question.text} Options: {listed}.",
         plan=f"{question.plan} Then I will pick the option.",
-        reasoning=f"{question.reasoning} The answer {question.answer} is option {letter}.",
+        reasoning=f"{question.reasoning} So {question.answer} ({letter}).",
         answer=letter,
         choices=tuple(options),
     )

@@ -67,7 +67,9 @@ class MllamaEncoder:
 
     @cached_property
     def _markers(self) -> tuple[str, ...]:
-        return tuple({*self.tokenizer.all_special_tokens, self.processor.image_token})
+        # `all_special_tokens` has only those with a role of their own, without the headers
+        special = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        return tuple({*special, self.processor.image_token})
 
     def render(self, messages: Sequence[Message], images: int, *, answer_next: bool) -> str:
         """The conversation through the model's own chat template.
@@ -102,7 +104,8 @@ class MllamaEncoder:
     def encode(self, example: Example) -> EncodedRow:
         """A training row: loss on every assistant turn, its end token included, nowhere else.
 
-        Raises ValueError for a row that is too long or has chat markers in its text.
+        Raises ValueError for a row that is too long, has chat markers in its text or a broken
+        image.
         """
         input_ids: list[int] = []
         labels: list[int] = []
@@ -125,8 +128,14 @@ class MllamaEncoder:
         return EncodedRow(input_ids, labels, tuple(self.image(i.bytes) for i in example.images))
 
     def image(self, data: bytes) -> Arrays:
-        """`pixel_values` uint8 [K, C, H, W], `aspect_ratio_ids` [], `aspect_ratio_mask` [K]."""
-        picture = PilImage.open(io.BytesIO(data)).convert("RGB")
+        """`pixel_values` uint8 [K, C, H, W], `aspect_ratio_ids` [], `aspect_ratio_mask` [K].
+
+        Raises ValueError where the bytes are no image that can be decoded.
+        """
+        try:
+            picture = PilImage.open(io.BytesIO(data)).convert("RGB")
+        except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
+            raise ValueError("An image cannot be decoded.") from error
         # Scaling and normalising are left to the device: uint8 is a quarter of the traffic.
         out = self.processor.image_processor(
             picture, do_rescale=False, do_normalize=False, return_tensors="np"

@@ -1,0 +1,55 @@
+"""A model that has a few scenes by heart, and engines that are closed when a test ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stagebeam.inference.transformers_engine import TransformersEngine
+from stagebeam.models.load import Loaded, load
+from stagebeam.records import Example
+from stagebeam.training.objectives import Supervised
+
+sys.path.append(str(Path(__file__).parent))
+
+MakeEngine = Callable[..., TransformersEngine]
+
+
+@pytest.fixture(scope="session")
+def known(scenes: list[Example]) -> list[Example]:
+    """What `taught` has seen: four with an image, then two without."""
+    single = [e for e in scenes if len(e.messages) == 2]
+    return [e for e in single if e.images][:4] + [e for e in single if not e.images][:2]
+
+
+@pytest.fixture(scope="session")
+def taught(tiny_folder: Path, known: list[Example]) -> Loaded:
+    """Writes whole stages, and answers what is `known` word for word."""
+    learner = load(str(tiny_folder), "cpu")
+    objective = Supervised(learner.model, learner.encoder)
+    batch = {key: torch.from_numpy(value) for key, value in learner.encoder(known).items()}
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    for _ in range(40):
+        loss = objective(**batch)[0] / objective.weights(**batch)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+    return learner
+
+
+@pytest.fixture
+def make_engine() -> Iterator[MakeEngine]:
+    engines: list[TransformersEngine] = []
+
+    def make(loaded: Loaded, max_rows: int = 64, kv_bytes: int = 64 << 20) -> TransformersEngine:
+        engines.append(TransformersEngine(loaded, max_rows=max_rows, kv_bytes=kv_bytes))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

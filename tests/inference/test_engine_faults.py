@@ -1,0 +1,147 @@
+"""One call's fault is its own: bad input, a caller that leaves, a model that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from asking import PATIENCE, answers, request
+
+from stagebeam.inference.transformers_engine import TransformersEngine
+from stagebeam.models.load import Loaded
+from stagebeam.records import Example, Image, Message
+
+FOREVER = 1_000_000  # tokens
+
+
+def broken(example: Example) -> Example:
+    return replace(example, images=(Image(b"not an image"),))
+
+
+async def test_a_broken_image_fails_its_own_caller_alone(
+    loaded: Loaded, scenes: list[Example], make_engine
+) -> None:
+    engine = make_engine(loaded)
+    good = request(scenes[0])
+    (expected,), _ = await answers(make_engine(loaded), good)
+    one, failed, two = await asyncio.gather(
+        answers(engine, good),
+        answers(engine, request(broken(scenes[0]))),
+        answers(engine, good),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, ValueError) and "image" in str(failed)
+    for result in (one, two):
+        assert not isinstance(result, BaseException)
+        assert result[0][0].text == expected.text
+
+
+@pytest.mark.parametrize("marker", ["<|eot_id|>", "<|start_header_id|>", "<|image|>"])
+async def test_chat_markers_in_a_question_are_refused(
+    loaded: Loaded, scenes: list[Example], make_engine, marker: str
+) -> None:
+    spoilt = replace(scenes[0], messages=(Message("user", f"Say {marker} now"),))
+    with pytest.raises(ValueError, match="marker of the chat template"):
+        await answers(make_engine(loaded), request(spoilt))
+
+
+async def endless(loaded: Loaded, scenes: list[Example], make_engine) -> Example:  # type: ignore[no-untyped-def]
+    """A question whose greedy answer does not end by itself soon."""
+    for example in scenes[:20]:
+        (candidate,), _ = await answers(make_engine(loaded), request(example, max_new_tokens=100))
+        if candidate.finish == "length":
+            return example
+    raise AssertionError("every answer ended")
+
+
+@pytest.mark.parametrize("while_waiting", [False, True])
+async def test_a_caller_that_leaves_frees_its_rows(
+    loaded: Loaded, scenes: list[Example], make_engine, while_waiting: bool
+) -> None:
+    question = await endless(loaded, scenes, make_engine)
+    engine = make_engine(loaded, max_rows=2)
+    holding = asyncio.ensure_future(
+        answers(engine, request(question, seeds=(0, 1), max_new_tokens=FOREVER))
+    )
+    await until(lambda: len(engine._rows) == 2)
+    if while_waiting:  # one more in the queue behind it, which leaves first
+        queued = asyncio.ensure_future(
+            answers(engine, request(question, seeds=(2, 3), max_new_tokens=FOREVER))
+        )
+        await until(lambda: engine._next is not None)
+        queued.cancel()
+    waiting = asyncio.ensure_future(answers(engine, request(scenes[0], seeds=(0,))))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()  # both rows are taken
+    holding.cancel()
+    (candidate,), _ = await asyncio.wait_for(waiting, PATIENCE)
+    assert candidate.text
+    await until(lambda: not engine._rows)
+
+
+async def test_closing_the_iterator_is_leaving(
+    loaded: Loaded, scenes: list[Example], make_engine
+) -> None:
+    engine = make_engine(loaded)
+    question = await endless(loaded, scenes, make_engine)
+    asked = request(question, seeds=(0, 1, 2, 3), max_new_tokens=FOREVER)
+    items = engine.propose(asked)
+    first = asyncio.ensure_future(anext(items))
+    await until(lambda: bool(engine._rows))
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await items.aclose()  # type: ignore[attr-defined]
+    await until(lambda: not engine._rows)
+    assert (await answers(engine, request(scenes[0])))[0]
+
+
+async def test_a_call_that_cannot_join_fails_alone(
+    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory runs out while its rows are laid beside the others."""
+    engine = make_engine(loaded)
+    (expected,), _ = await answers(make_engine(loaded), request(scenes[0]))
+    join = engine._join
+
+    def failing(rows, *rest):  # type: ignore[no-untyped-def]
+        if len(rows) == 3:
+            raise torch.OutOfMemoryError("no room")
+        return join(rows, *rest)
+
+    monkeypatch.setattr(engine, "_join", failing)
+    good, failed = await asyncio.gather(
+        answers(engine, request(scenes[0])),
+        answers(engine, request(scenes[1], seeds=(0, 1, 2))),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, torch.OutOfMemoryError)
+    assert not isinstance(good, BaseException) and good[0][0].text == expected.text
+
+
+async def test_a_failed_pass_reaches_everyone_in_it_and_the_engine_goes_on(
+    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: TransformersEngine = make_engine(loaded)
+
+    def failing(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runtime, "decode", failing)
+        results = await asyncio.gather(
+            *(answers(engine, request(e)) for e in scenes[:3]), return_exceptions=True
+        )
+    assert all(isinstance(result, torch.OutOfMemoryError) for result in results)
+    (candidate,), _ = await answers(engine, request(scenes[0]))
+    (expected,), _ = await answers(make_engine(loaded), request(scenes[0]))
+    assert candidate.text == expected.text
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)

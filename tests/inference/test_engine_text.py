@@ -1,0 +1,172 @@
+"""What the engine writes: the model's own text, whoever else is being answered."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from asking import answers, arrivals, prompt_of, request, rows_of_each_pass, together
+from PIL import Image as PilImage
+
+from stagebeam.inference.types import Candidate
+from stagebeam.models.load import Loaded
+from stagebeam.records import Example, Image
+from stagebeam.stages import STAGES
+
+TOKENS = 24
+
+
+def varied(scenes: list[Example]) -> list[Example]:
+    """Questions of different lengths, the third and last without an image."""
+    seeing = [e for e in scenes if e.images]
+    blind = [e for e in scenes if not e.images]
+    picked = [seeing[0], seeing[1], blind[0], seeing[2], blind[1]]
+    assert len({len(e.messages[0].text) for e in picked}) > 3
+    return picked
+
+
+def generate(loaded: Loaded, example: Example) -> tuple[list[int], float]:
+    """Greedy tokens of stock transformers, and their summed log-probability."""
+    prompt = prompt_of(example)
+    inputs = loaded.encoder.processor(
+        text=loaded.encoder.render(prompt.messages, len(prompt.images), answer_next=True),
+        images=[PilImage.open(io.BytesIO(image)) for image in prompt.images] or None,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    out = loaded.model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=TOKENS,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ids = out.sequences[0, inputs["input_ids"].shape[1] :]
+    logprobs = torch.cat(out.logits).log_softmax(-1)  # [T, V]
+    return ids.tolist(), float(logprobs.gather(-1, ids[:, None]).sum())
+
+
+async def test_greedy_equals_generate_token_for_token(
+    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(loaded)
+    examples = varied(scenes)
+    asked = [request(e, max_new_tokens=TOKENS) for e in examples]
+    texts = set()
+    found = await together(engine, asked, monkeypatch)
+    for example, ((candidate,), _) in zip(examples, found, strict=True):
+        ids, logprob = generate(loaded, example)
+        ended = ids[-1] == loaded.encoder.tokenizer.eos_token_id
+        written = ids[:-1] if ended else ids
+        assert candidate.text == loaded.encoder.tokenizer.decode(written)
+        assert (candidate.tokens, candidate.finish) == (len(ids), "end" if ended else "length")
+        assert candidate.logprob == pytest.approx(logprob, abs=1e-3)
+        texts.add(candidate.text)
+    assert len(texts) == len(examples)  # or else equal texts would say little
+
+
+async def test_a_candidate_is_the_same_alone_and_among_strangers(
+    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [
+        request(e, seeds=(n, 10 + n), temperature=1.0, top_p=0.95, max_new_tokens=12 + 3 * n)
+        for n, e in enumerate(varied(scenes))
+    ]
+    engine = make_engine(loaded)
+    alone = [await answers(engine, asked) for asked in requests]
+    crowded = make_engine(loaded)
+    rows = rows_of_each_pass(crowded, monkeypatch)
+    crowd = await together(crowded, requests, monkeypatch)
+    assert max(rows) == 2 * len(requests)
+    for (one, _), (many, _) in zip(alone, crowd, strict=True):
+        assert [c.text for c in one] == [c.text for c in many]
+        assert [c.logprob for c in one] == pytest.approx([c.logprob for c in many], abs=1e-3)
+
+
+async def test_questions_with_different_numbers_of_images_do_not_disturb_each_other(
+    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, blind, *_ = varied(scenes)
+    two = Example("two", (*first.images, *second.images), first.messages, "test")
+    requests = [request(e) for e in (first, two, blind)]
+    engine = make_engine(loaded)
+    alone = [(await answers(engine, asked))[0] for asked in requests]
+    crowded = make_engine(loaded)
+    crowd = [found for found, _ in await together(crowded, requests, monkeypatch)]
+    assert [c[0].text for c in alone] == [c[0].text for c in crowd]
+
+
+async def test_stage_by_stage_is_the_unbroken_answer(
+    taught: Loaded, known: list[Example], make_engine
+) -> None:
+    engine = make_engine(taught)
+    for example in (known[0], known[-1]):
+        (whole,), _ = await answers(
+            make_engine(taught), request(example, stop="</CONCLUSION>", max_new_tokens=200)
+        )
+        text, tokens, logprob = "", 0, 0.0
+        for stage in STAGES:
+            asked = request(example, prefix=text, stop=stage.close_tag, max_new_tokens=200)
+            (part,), _ = await answers(engine, asked)
+            assert part.finish == "stop" and part.text.endswith(stage.close_tag)
+            text, tokens = text + part.text, tokens + part.tokens
+            logprob += part.logprob
+        assert (text, tokens) == (whole.text, whole.tokens)
+        assert logprob == pytest.approx(whole.logprob, abs=1e-3)
+        assert text == example.messages[-1].text.replace(" <", "<")
+
+
+async def test_equal_seeds_give_equal_texts_and_others_other_texts(
+    loaded: Loaded, scenes: list[Example], make_engine
+) -> None:
+    asked = request(scenes[0], seeds=(7, 8, 7, 9), temperature=1.0)
+    engine = make_engine(loaded)
+    first, _ = await answers(engine, asked)
+    texts = [c.text for c in first]
+    assert texts[0] == texts[2] and len(set(texts)) == 3
+    for other in (engine, make_engine(loaded, kv_bytes=0)):  # with and without kept rows
+        again, _ = await answers(other, asked)
+        assert [c.text for c in again] == texts
+
+
+async def test_the_text_says_how_it_finished(
+    taught: Loaded, known: list[Example], make_engine
+) -> None:
+    engine = make_engine(taught)
+
+    async def one(**settings: object) -> Candidate:
+        (candidate,), _ = await answers(engine, request(known[0], **settings))  # type: ignore[arg-type]
+        return candidate
+
+    cut = await one(max_new_tokens=5)
+    assert (cut.finish, cut.tokens) == ("length", 5)
+    stopped = await one(stop="</SUMMARY>", max_new_tokens=200)
+    assert stopped.finish == "stop" and stopped.text.endswith("</SUMMARY>")
+    assert stopped.text.startswith(cut.text)
+    ended = await one(max_new_tokens=200)
+    assert ended.finish == "end" and ended.text.endswith("</CONCLUSION>")
+    assert ended.tokens == len(taught.encoder.ids(ended.text)) + 1  # the end token was sampled too
+
+
+async def test_candidates_come_as_they_finish(
+    taught: Loaded, known: list[Example], make_engine
+) -> None:
+    asked = request(
+        known[0], stop="</SUMMARY>", seeds=tuple(range(8)), temperature=3.0, max_new_tokens=60
+    )
+    came, _ = await arrivals(make_engine(taught), asked)
+    lengths = [c.tokens for c in came]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 2
+
+
+async def test_a_picture_decides_the_text(
+    loaded: Loaded, scenes: list[Example], make_engine
+) -> None:
+    """Or else equal texts would say nothing about images."""
+    first, second = [e for e in scenes if e.images][:2]
+    swapped = Example("x", (Image(second.images[0].bytes),), first.messages, "test")
+    engine = make_engine(loaded)
+    (a,), _ = await answers(engine, request(first))
+    (b,), _ = await answers(engine, request(swapped))
+    assert a.text != b.text

@@ -1,0 +1,135 @@
+"""MllamaEncoder: what carries loss, what is refused, and the shapes of a batch."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stagebeam.models.families.mllama import IGNORE, MllamaEncoder
+from stagebeam.models.tiny import BEGIN, END_OF_TURN, IMAGE
+from stagebeam.records import Example, Image, Message
+
+
+def with_image(scenes: list[Example], turns: int = 1) -> Example:
+    return next(e for e in scenes if e.images and len(e.messages) == 2 * turns)
+
+
+def text_only(scenes: list[Example]) -> Example:
+    return next(e for e in scenes if not e.images)
+
+
+def test_loss_is_on_each_answer_with_its_end_token_and_nowhere_else(
+    encoder: MllamaEncoder, scenes: list[Example]
+) -> None:
+    example = with_image(scenes, turns=2)
+    row = encoder.encode(example)
+    assert len(row.labels) == len(row.input_ids)
+    assert all(label in (IGNORE, i) for i, label in zip(row.input_ids, row.labels, strict=True))
+    # Runs of labelled tokens, decoded: exactly the assistant's turns.
+    runs: list[list[int]] = []
+    for before, label in zip([IGNORE, *row.labels], row.labels, strict=False):
+        if label != IGNORE:
+            if before == IGNORE:
+                runs.append([])
+            runs[-1].append(label)
+    answers = [m.text for m in example.messages if m.role == "assistant"]
+    assert runs == [encoder.ids(answer + END_OF_TURN) for answer in answers]
+
+
+def test_a_row_is_the_templated_conversation_with_one_begin_token(
+    encoder: MllamaEncoder, scenes: list[Example]
+) -> None:
+    example = with_image(scenes, turns=2)
+    row = encoder.encode(example)
+    rendered = encoder.render(example.messages, len(example.images), answer_next=False)
+    assert row.input_ids == encoder.ids(rendered)
+    begin = encoder.tokenizer.convert_tokens_to_ids(BEGIN)
+    assert row.input_ids[0] == begin and row.input_ids.count(begin) == 1
+    prompt = encoder.prompt_ids(example.messages[:1], len(example.images))
+    assert prompt.count(begin) == 1 and row.input_ids[: len(prompt)] == prompt
+
+
+def test_images_stand_before_the_first_user_turn(encoder: MllamaEncoder) -> None:
+    messages = (Message("system", "red"), Message("user", "blue"), Message("assistant", "yes"))
+    rendered = encoder.render(messages, 2, answer_next=False)
+    assert f"{IMAGE}{IMAGE}blue" in rendered and rendered.count(IMAGE) == 2
+
+
+@pytest.mark.parametrize("marker", [BEGIN, END_OF_TURN, IMAGE, "<|start_header_id|>", "<|pad|>"])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_chat_markers_in_a_message_are_refused(
+    encoder: MllamaEncoder, marker: str, role: str
+) -> None:
+    texts = {"user": "red", "assistant": "blue", role: f"red {marker} blue"}
+    messages = tuple(Message(r, texts[r]) for r in ("user", "assistant"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="marker of the chat template"):
+        encoder.encode(Example("row", (), messages, "test"))
+
+
+def test_a_row_over_the_length_is_refused_by_name(
+    encoder: MllamaEncoder, scenes: list[Example]
+) -> None:
+    example = text_only(scenes)
+    length = len(encoder.encode(example).input_ids)
+    assert MllamaEncoder(encoder.path, length).encode(example).input_ids
+    with pytest.raises(ValueError, match=f"Row {example.id} has {length} tokens, more than"):
+        MllamaEncoder(encoder.path, length - 1).encode(example)
+
+
+@pytest.mark.parametrize("spoilt", ["garbage", "truncated"])
+def test_a_broken_image_is_refused(
+    encoder: MllamaEncoder, scenes: list[Example], spoilt: str
+) -> None:
+    example = with_image(scenes)
+    data = b"not an image" if spoilt == "garbage" else example.images[0].bytes[:-40]
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        encoder.encode(replace(example, images=(Image(data),)))
+
+
+def test_a_batch_has_the_documented_shapes(encoder: MllamaEncoder, scenes: list[Example]) -> None:
+    rows = [with_image(scenes, turns=2), text_only(scenes)]
+    batch = encoder(rows)
+    encoded = [encoder.encode(example) for example in rows]
+    width = max(len(row.input_ids) for row in encoded)
+    assert {key: value.shape for key, value in batch.items()} == {
+        "input_ids": (2, width),
+        "labels": (2, width),
+        "attention_mask": (2, width),
+        "cross_attention_mask": (2, width, 1, 1),
+        "pixel_values": (2, 1, 1, 3, 48, 48),
+        "aspect_ratio_ids": (2, 1),
+        "aspect_ratio_mask": (2, 1, 1),
+        "image_mask": (2, 1),
+    }
+    assert batch["pixel_values"].dtype == np.uint8
+    assert batch["image_mask"].tolist() == [[1], [0]]
+    short = len(encoded[1].input_ids)
+    assert batch["attention_mask"].sum(1).tolist() == [width, short]
+    assert (batch["labels"][1, short:] == IGNORE).all()
+    assert (batch["input_ids"][1, short:] == encoder.tokenizer.pad_token_id).all()
+
+
+def test_tokens_look_at_the_image_from_its_own_token_on_and_text_rows_never(
+    encoder: MllamaEncoder, scenes: list[Example]
+) -> None:
+    rows = [with_image(scenes), text_only(scenes)]
+    batch = encoder(rows)
+    place = encoder.encode(rows[0]).input_ids.index(encoder.processor.image_token_id)
+    looks = batch["cross_attention_mask"][:, :, 0, 0]
+    assert not looks[0, :place].any()
+    assert looks[0, place : len(encoder.encode(rows[0]).input_ids)].all()
+    assert not looks[1].any()
+
+
+def test_it_pickles_as_a_path(encoder: MllamaEncoder, tiny_folder: Path) -> None:
+    encoder.ids("red")  # the processor is loaded here, and must not travel
+    packed = pickle.dumps(MllamaEncoder(str(tiny_folder), 77))
+    assert len(packed) < 500
+    assert len(pickle.dumps(encoder)) < 500
+    copy = pickle.loads(packed)
+    assert (copy.path, copy.max_length) == (str(tiny_folder), 77)
+    assert copy.ids("red") == encoder.ids("red")

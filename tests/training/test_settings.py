@@ -1,0 +1,112 @@
+"""DeepSpeed's settings, checkpoint names, and how a task's stream becomes steps."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from stagebeam.data.ledger import Plan
+from stagebeam.models.load import Loaded
+from stagebeam.recipe import ModelConfig, TrainConfig
+from stagebeam.training.checkpoint import checkpoint_name, latest_step, step_of
+from stagebeam.training.objectives import Preference, Supervised
+from stagebeam.training.tasks import PreferenceTask, SupervisedTask
+from stagebeam.training.zero import deepspeed_settings, load_partitioned
+
+
+def settings(dtype: str = "float32", **changes: object) -> dict[str, object]:
+    train = TrainConfig(output_dir=Path("unused"), **changes)  # type: ignore[arg-type]
+    model = ModelConfig(path="unused", dtype=dtype)  # type: ignore[arg-type]
+    return deepspeed_settings(model, train)
+
+
+def test_the_micro_batch_is_the_global_batch_over_ranks_and_accumulation() -> None:
+    made = settings(global_batch_size=48, num_workers=4, gradient_accumulation_steps=3)
+    assert made["train_micro_batch_size_per_gpu"] == 4
+    assert made["gradient_accumulation_steps"] == 3
+
+
+def test_precision_stage_and_clipping_come_from_the_recipe() -> None:
+    made = settings("bfloat16", zero_stage=3, max_grad_norm=0.5)
+    assert made["bf16"] == {"enabled": True} and made["gradient_clipping"] == 0.5
+    assert made["zero_optimization"] == {
+        "stage": 3,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "overlap_comm": True,
+    }
+    made = settings("float32", zero_stage=1, use_gpu=False)
+    assert made["bf16"] == {"enabled": False}
+    assert made["zero_optimization"] == {"stage": 1}  # no streams to overlap on a CPU
+
+
+def test_a_model_with_a_missing_weight_is_not_trained(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    del weights[next(name for name in weights if name.endswith("lm_head.weight"))]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing_keys.*lm_head"):
+        load_partitioned(str(folder), "float32", settings(zero_stage=1, use_gpu=False))
+
+
+def test_a_checkpoints_step_can_be_read_back_from_its_name() -> None:
+    name = checkpoint_name(1200, "a1b2c3")
+    assert step_of(f"/somewhere/{name}") == 1200
+    assert checkpoint_name(1200, "other") != name
+    assert sorted([checkpoint_name(1000, "a"), checkpoint_name(200, "b")])[0].startswith(
+        checkpoint_name(200, "")
+    )
+
+
+def test_the_latest_step_is_the_committed_one(tmp_path: Path) -> None:
+    assert latest_step(tmp_path) == 0
+    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(json.dumps({"latest_checkpoint_result": None}))
+    assert latest_step(tmp_path) == 0
+    latest = {"checkpoint_dir_name": checkpoint_name(40, "abc")}
+    snapshot.write_text(json.dumps({"latest_checkpoint_result": latest}))
+    assert latest_step(tmp_path) == 40
+
+
+class _Shard:
+    """What a rank reads, as the stream sends it."""
+
+    def __init__(self, plan: Plan, rank: int, start: int) -> None:
+        self._plan, self._rank, self._start = plan, rank, start
+
+    def iter_rows(self) -> Iterator[dict[str, object]]:
+        for step in range(self._start, self._plan.total_steps):
+            for micro in range(self._plan.gradient_accumulation_steps):
+                rows = self._plan.rank_rows(step, self._rank, micro)
+                yield {
+                    "step": step,
+                    "micro": micro,
+                    "rank": self._rank,
+                    "arrays": pickle.dumps({"input_ids": np.array(rows)}),
+                    "row_ids": [str(row) for row in rows],
+                }
+
+
+def test_a_step_is_all_of_a_ranks_micro_batches(loaded: Loaded, tmp_path: Path) -> None:
+    plan = Plan(rows=24, global_batch_size=8, world_size=2, gradient_accumulation_steps=2)
+    task = SupervisedTask(tmp_path, plan, loaded.encoder)
+    assert (task.total_steps, task.steps_per_epoch) == (3, 3)
+    steps = list(task.steps(_Shard(plan, 1, 1), 1, 1))
+    assert [len(step) for step in steps] == [2, 2]
+    for number, step in enumerate(steps, start=1):
+        for micro, batch in enumerate(step):
+            assert batch["input_ids"].tolist() == plan.rank_rows(number, 1, micro).tolist()
+
+
+def test_a_task_says_what_is_minimised(loaded: Loaded, tmp_path: Path) -> None:
+    plan = Plan(rows=8, global_batch_size=8, world_size=1)
+    supervised = SupervisedTask(tmp_path, plan, loaded.encoder)
+    assert type(supervised.objective(loaded.model, loaded.encoder)) is Supervised
+    judge = PreferenceTask(tmp_path, plan, loaded.encoder, tmp_path / "pairs", 0.5, 1.0)
+    assert type(judge.objective(loaded.model, loaded.encoder)) is Preference

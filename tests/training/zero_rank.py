@@ -1,0 +1,101 @@
+"""One rank of a training run without Ray: `python zero_rank.py FOLDER`, launched as torchrun would.
+
+FOLDER holds `run.json` (model, train settings, seed of the scenes); the rank writes what it saw to
+`rank-N.json`, and rank 0 the export to `export`. The scenes of a step follow from its number.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from stagebeam.data.sources.scenes import draw
+from stagebeam.models.families.mllama import Arrays, MllamaEncoder
+from stagebeam.recipe import ModelConfig, ScenesSource, TrainConfig
+from stagebeam.records import Example
+from stagebeam.training.contracts import StepReport
+
+STEPS = 3
+SAVED = 2  # the step after which a checkpoint is taken
+
+
+def step_examples(step: int) -> list[Example]:
+    """A global batch of four: two with an image, then two without."""
+    drawn = [e for e in draw(ScenesSource(rows=300)) if len(e.messages) == 2]
+    seeing = [e for e in drawn if e.images][2 * step : 2 * step + 2]
+    return seeing + [e for e in drawn if not e.images][2 * step : 2 * step + 2]
+
+
+def micro_batches(
+    encoder: MllamaEncoder, step: int, rank: int, world: int, accumulation: int
+) -> list[Arrays]:
+    """A rank's consecutive part of the batch: with two ranks, one sees no image at all."""
+    size = 4 // (world * accumulation)
+    examples = step_examples(step)
+    starts = [(micro * world + rank) * size for micro in range(accumulation)]
+    return [encoder(examples[start : start + size]) for start in starts]
+
+
+class Recorder:
+    """Keeps the reports, and checkpoints in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.reports: list[StepReport] = []
+        self.saved: list[int] = []
+
+    def step(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+        self.saved.append(step)
+        save(self.folder / "checkpoint")
+
+
+def main(folder: Path) -> None:
+    from stagebeam.training.checkpoint import export
+    from stagebeam.training.loop import load_shards, make_engine, run_steps
+    from stagebeam.training.objectives import Supervised
+    from stagebeam.training.zero import deepspeed_settings, load_partitioned
+
+    run = json.loads((folder / "run.json").read_text())
+    model_config = ModelConfig.model_validate(run["model"])
+    train = TrainConfig.model_validate(run["train"])
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    settings = deepspeed_settings(model_config, train)
+    encoder = MllamaEncoder(model_config.path)
+    model = load_partitioned(model_config.path, model_config.dtype, settings)
+    model.train()
+    engine = make_engine(Supervised(model, encoder), train, settings)
+
+    def steps(start: int) -> Iterator[Sequence[Arrays]]:
+        for step in range(start, STEPS):
+            yield micro_batches(encoder, step, rank, world, train.gradient_accumulation_steps)
+
+    def train_from(start: int, recorder: Recorder) -> None:
+        span: dict[str, Any] = {"start": start, "total": STEPS, "steps_per_epoch": STEPS}
+        run_steps(engine, train, steps(start), recorder, **span)
+
+    recorder, resumed = Recorder(folder), Recorder(folder)
+    train_from(0, recorder)
+    export(engine, encoder.processor, folder / "export", "{}")
+    load_shards(engine, folder / "checkpoint")
+    train_from(SAVED, resumed)
+    seen = {
+        "reports": [asdict(report) for report in recorder.reports],
+        "resumed": [asdict(report) for report in resumed.reports],
+        "saved": recorder.saved,
+    }
+    (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
