@@ -13,6 +13,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # authentication on or off by what it finds on the machine.
 export RAY_AUTH_MODE ?= disabled
 export TOKENIZERS_PARALLELISM ?= false
+# DeepSpeed's compiled op, one for each environment: a shared one is rebuilt by each in turn.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export WANDB_SILENT ?= true
 
 help: ## Show this list

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import torch
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling, Usage
 from stagebeam.records import Example
+
+MakeEngine = Callable[..., TransformersEngine]
 
 NEVER = "<never>"  # a stop that no model here can write
 PATIENCE = 60.0  # seconds; a call that takes longer hangs
@@ -63,7 +67,7 @@ def rows_of_each_pass(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatc
     seen: list[int] = []
     decode = engine._runtime.decode
 
-    def spy(tokens: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def spy(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(len(tokens))
         return decode(tokens, *rest)
 
@@ -71,18 +75,25 @@ def rows_of_each_pass(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatc
     return seen
 
 
+def hold_until_all_came(
+    engine: TransformersEngine, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first prefill waits for the other calls, so that their rows decode together."""
+    prefill = engine._runtime.prefill
+
+    def after_all_came(*call: Any) -> torch.Tensor:
+        deadline = time.monotonic() + PATIENCE
+        while engine._waiting.qsize() < calls - 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        monkeypatch.setattr(engine._runtime, "prefill", prefill)
+        return prefill(*call)
+
+    monkeypatch.setattr(engine._runtime, "prefill", after_all_came)
+
+
 async def together(
     engine: TransformersEngine, requests: list[GenerateRequest], monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[list[Candidate], Usage]]:
     """`answers` to all of them, none of which starts before all have come."""
-    prefill = engine._runtime.prefill
-
-    def after_all_came(*call: object) -> torch.Tensor:
-        deadline = time.monotonic() + PATIENCE
-        while engine._waiting.qsize() < len(requests) - 1 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        monkeypatch.setattr(engine._runtime, "prefill", prefill)
-        return prefill(*call)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(engine._runtime, "prefill", after_all_came)
+    hold_until_all_came(engine, len(requests), monkeypatch)
     return await asyncio.gather(*(answers(engine, asked) for asked in requests))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from stagebeam.training.objectives import Supervised
 
 sys.path.append(str(Path(__file__).parent))
 
-MakeEngine = Callable[..., TransformersEngine]
+from asking import MakeEngine
 
 
 @pytest.fixture(scope="session")

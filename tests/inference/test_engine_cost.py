@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from asking import NEVER, answers, prompt_of, request, rows_of_each_pass, together
+from asking import NEVER, MakeEngine, answers, prompt_of, request, rows_of_each_pass, together
 
 from stagebeam.inference.types import Usage
 from stagebeam.models.load import Loaded
@@ -17,7 +17,7 @@ def prompt_length(loaded: Loaded, example: Example) -> int:
 
 
 async def test_each_stage_costs_one_prefilled_token_and_the_image_is_encoded_once(
-    taught: Loaded, known: list[Example], make_engine
+    taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(taught)
     text = ""
@@ -39,7 +39,7 @@ async def test_each_stage_costs_one_prefilled_token_and_the_image_is_encoded_onc
 
 
 async def test_passes_follow_the_longest_candidate(
-    taught: Loaded, known: list[Example], make_engine
+    taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
     asked = request(
         known[0], stop="</SUMMARY>", seeds=tuple(range(8)), temperature=3.0, max_new_tokens=60
@@ -52,7 +52,7 @@ async def test_passes_follow_the_longest_candidate(
 
 
 async def test_the_same_call_again_prefills_nothing(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(loaded)
     asked = request(scenes[0])
@@ -65,7 +65,7 @@ async def test_the_same_call_again_prefills_nothing(
 
 
 async def test_a_prefix_that_was_never_written_costs_its_own_tokens(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(loaded)
     example = next(e for e in scenes if e.images)
@@ -79,7 +79,7 @@ async def test_a_prefix_that_was_never_written_costs_its_own_tokens(
 
 
 async def test_without_memory_for_rows_everything_is_prefilled_and_the_text_is_the_same(
-    taught: Loaded, known: list[Example], make_engine
+    taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
     poor = make_engine(taught, kv_bytes=0)
     (first,), _ = await answers(poor, request(known[0], stop="</SUMMARY>", max_new_tokens=200))
@@ -93,7 +93,7 @@ async def test_without_memory_for_rows_everything_is_prefilled_and_the_text_is_t
 
 
 async def test_another_image_is_another_prompt(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(loaded)
     first, second = [e for e in scenes if e.images][:2]
@@ -105,7 +105,7 @@ async def test_another_image_is_another_prompt(
 
 
 async def test_a_text_only_question_encodes_no_image(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     blind = next(e for e in scenes if not e.images)
     _, usage = await answers(make_engine(loaded), request(blind))
@@ -113,7 +113,7 @@ async def test_a_text_only_question_encodes_no_image(
 
 
 async def test_rows_of_all_calls_share_passes_up_to_the_limit(
-    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(loaded, max_rows=6)
     rows = rows_of_each_pass(engine, monkeypatch)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from asking import PATIENCE, answers, request
+from asking import PATIENCE, MakeEngine, answers, request
 
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.models.load import Loaded
@@ -22,33 +22,30 @@ def broken(example: Example) -> Example:
 
 
 async def test_a_broken_image_fails_its_own_caller_alone(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(loaded)
     good = request(scenes[0])
     (expected,), _ = await answers(make_engine(loaded), good)
-    one, failed, two = await asyncio.gather(
-        answers(engine, good),
-        answers(engine, request(broken(scenes[0]))),
-        answers(engine, good),
-        return_exceptions=True,
-    )
-    assert isinstance(failed, ValueError) and "image" in str(failed)
-    for result in (one, two):
-        assert not isinstance(result, BaseException)
-        assert result[0][0].text == expected.text
+    async with asyncio.TaskGroup() as calls:
+        one = calls.create_task(answers(engine, good))
+        with pytest.raises(ValueError, match="image"):
+            await answers(engine, request(broken(scenes[0])))
+        two = calls.create_task(answers(engine, good))
+    for (candidate,), _ in (one.result(), two.result()):
+        assert candidate.text == expected.text
 
 
 @pytest.mark.parametrize("marker", ["<|eot_id|>", "<|start_header_id|>", "<|image|>"])
 async def test_chat_markers_in_a_question_are_refused(
-    loaded: Loaded, scenes: list[Example], make_engine, marker: str
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, marker: str
 ) -> None:
     spoilt = replace(scenes[0], messages=(Message("user", f"Say {marker} now"),))
     with pytest.raises(ValueError, match="marker of the chat template"):
         await answers(make_engine(loaded), request(spoilt))
 
 
-async def endless(loaded: Loaded, scenes: list[Example], make_engine) -> Example:  # type: ignore[no-untyped-def]
+async def endless(loaded: Loaded, scenes: list[Example], make_engine: MakeEngine) -> Example:
     """A question whose greedy answer does not end by itself soon."""
     for example in scenes[:20]:
         (candidate,), _ = await answers(make_engine(loaded), request(example, max_new_tokens=100))
@@ -59,7 +56,7 @@ async def endless(loaded: Loaded, scenes: list[Example], make_engine) -> Example
 
 @pytest.mark.parametrize("while_waiting", [False, True])
 async def test_a_caller_that_leaves_frees_its_rows(
-    loaded: Loaded, scenes: list[Example], make_engine, while_waiting: bool
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, while_waiting: bool
 ) -> None:
     question = await endless(loaded, scenes, make_engine)
     engine = make_engine(loaded, max_rows=2)
@@ -83,7 +80,7 @@ async def test_a_caller_that_leaves_frees_its_rows(
 
 
 async def test_closing_the_iterator_is_leaving(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(loaded)
     question = await endless(loaded, scenes, make_engine)
@@ -94,13 +91,13 @@ async def test_closing_the_iterator_is_leaving(
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    await items.aclose()  # type: ignore[attr-defined]
+    await items.aclose()
     await until(lambda: not engine._rows)
     assert (await answers(engine, request(scenes[0])))[0]
 
 
 async def test_a_call_that_cannot_join_fails_alone(
-    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where memory runs out while its rows are laid beside the others."""
     engine = make_engine(loaded)
@@ -113,17 +110,15 @@ async def test_a_call_that_cannot_join_fails_alone(
         return join(rows, *rest)
 
     monkeypatch.setattr(engine, "_join", failing)
-    good, failed = await asyncio.gather(
-        answers(engine, request(scenes[0])),
-        answers(engine, request(scenes[1], seeds=(0, 1, 2))),
-        return_exceptions=True,
-    )
-    assert isinstance(failed, torch.OutOfMemoryError)
-    assert not isinstance(good, BaseException) and good[0][0].text == expected.text
+    async with asyncio.TaskGroup() as calls:
+        good = calls.create_task(answers(engine, request(scenes[0])))
+        with pytest.raises(torch.OutOfMemoryError):
+            await answers(engine, request(scenes[1], seeds=(0, 1, 2)))
+    assert good.result()[0][0].text == expected.text
 
 
 async def test_a_failed_pass_reaches_everyone_in_it_and_the_engine_goes_on(
-    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine: TransformersEngine = make_engine(loaded)
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+from typing import Any
 
 import pytest
 import torch
-from asking import answers, arrivals, prompt_of, request, rows_of_each_pass, together
+from asking import (
+    MakeEngine,
+    answers,
+    arrivals,
+    hold_until_all_came,
+    prompt_of,
+    request,
+    rows_of_each_pass,
+    together,
+)
 from PIL import Image as PilImage
 
+from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Candidate
 from stagebeam.models.load import Loaded
 from stagebeam.records import Example, Image
@@ -35,7 +47,8 @@ def generate(loaded: Loaded, example: Example) -> tuple[list[int], float]:
         add_special_tokens=False,
         return_tensors="pt",
     )
-    out = loaded.model.generate(
+    model: Any = loaded.model
+    out = model.generate(
         **inputs,
         do_sample=False,
         max_new_tokens=TOKENS,
@@ -48,7 +61,7 @@ def generate(loaded: Loaded, example: Example) -> tuple[list[int], float]:
 
 
 async def test_greedy_equals_generate_token_for_token(
-    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(loaded)
     examples = varied(scenes)
@@ -59,7 +72,8 @@ async def test_greedy_equals_generate_token_for_token(
         ids, logprob = generate(loaded, example)
         ended = ids[-1] == loaded.encoder.tokenizer.eos_token_id
         written = ids[:-1] if ended else ids
-        assert candidate.text == loaded.encoder.tokenizer.decode(written)
+        decoded = loaded.encoder.tokenizer.decode(written, skip_special_tokens=True)
+        assert candidate.text == decoded
         assert (candidate.tokens, candidate.finish) == (len(ids), "end" if ended else "length")
         assert candidate.logprob == pytest.approx(logprob, abs=1e-3)
         texts.add(candidate.text)
@@ -67,7 +81,7 @@ async def test_greedy_equals_generate_token_for_token(
 
 
 async def test_a_candidate_is_the_same_alone_and_among_strangers(
-    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [
         request(e, seeds=(n, 10 + n), temperature=1.0, top_p=0.95, max_new_tokens=12 + 3 * n)
@@ -85,7 +99,7 @@ async def test_a_candidate_is_the_same_alone_and_among_strangers(
 
 
 async def test_questions_with_different_numbers_of_images_do_not_disturb_each_other(
-    loaded: Loaded, scenes: list[Example], make_engine, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, blind, *_ = varied(scenes)
     two = Example("two", (*first.images, *second.images), first.messages, "test")
@@ -97,28 +111,43 @@ async def test_questions_with_different_numbers_of_images_do_not_disturb_each_ot
     assert [c[0].text for c in alone] == [c[0].text for c in crowd]
 
 
+async def by_stages(engine: TransformersEngine, example: Example) -> Candidate:
+    """The greedy answer, each stage a call of its own, as one candidate."""
+    text, tokens, logprob = "", 0, 0.0
+    for stage in STAGES:
+        asked = request(example, prefix=text, stop=stage.close_tag, max_new_tokens=200)
+        (part,), usage = await answers(engine, asked)
+        assert part.finish == "stop" and part.text.endswith(stage.close_tag)
+        assert usage.cache_hits == bool(text)
+        text, tokens = text + part.text, tokens + part.tokens
+        logprob += part.logprob
+    return Candidate(0, text, tokens, logprob, "stop")
+
+
 async def test_stage_by_stage_is_the_unbroken_answer(
-    taught: Loaded, known: list[Example], make_engine
+    taught: Loaded,
+    known: list[Example],
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = make_engine(taught)
-    for example in (known[0], known[-1]):
-        (whole,), _ = await answers(
-            make_engine(taught), request(example, stop="</CONCLUSION>", max_new_tokens=200)
-        )
-        text, tokens, logprob = "", 0, 0.0
-        for stage in STAGES:
-            asked = request(example, prefix=text, stop=stage.close_tag, max_new_tokens=200)
-            (part,), _ = await answers(engine, asked)
-            assert part.finish == "stop" and part.text.endswith(stage.close_tag)
-            text, tokens = text + part.text, tokens + part.tokens
-            logprob += part.logprob
-        assert (text, tokens) == (whole.text, whole.tokens)
-        assert logprob == pytest.approx(whole.logprob, abs=1e-3)
-        assert text == example.messages[-1].text.replace(" <", "<")
+    """For all questions at once too: the kept rows then come out of padded batches."""
+    unbroken = make_engine(taught)
+    asked = [request(e, stop="</CONCLUSION>", max_new_tokens=200) for e in known]
+    whole = [(await answers(unbroken, r))[0][0] for r in asked]
+    assert [c.text for c in whole] == [e.messages[-1].text.replace(" <", "<") for e in known]
+    alone, crowded = make_engine(taught), make_engine(taught)
+    hold_until_all_came(crowded, len(known), monkeypatch)
+    crowd = await asyncio.gather(*(by_stages(crowded, e) for e in known))
+    for example, one, among, expected in zip(
+        known, [await by_stages(alone, e) for e in known], crowd, whole, strict=True
+    ):
+        for found in (one, among):
+            assert (found.text, found.tokens) == (expected.text, expected.tokens), example.id
+            assert found.logprob == pytest.approx(expected.logprob, abs=1e-3)
 
 
 async def test_equal_seeds_give_equal_texts_and_others_other_texts(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     asked = request(scenes[0], seeds=(7, 8, 7, 9), temperature=1.0)
     engine = make_engine(loaded)
@@ -131,12 +160,12 @@ async def test_equal_seeds_give_equal_texts_and_others_other_texts(
 
 
 async def test_the_text_says_how_it_finished(
-    taught: Loaded, known: list[Example], make_engine
+    taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(taught)
 
-    async def one(**settings: object) -> Candidate:
-        (candidate,), _ = await answers(engine, request(known[0], **settings))  # type: ignore[arg-type]
+    async def one(**settings: Any) -> Candidate:
+        (candidate,), _ = await answers(engine, request(known[0], **settings))
         return candidate
 
     cut = await one(max_new_tokens=5)
@@ -149,8 +178,17 @@ async def test_the_text_says_how_it_finished(
     assert ended.tokens == len(taught.encoder.ids(ended.text)) + 1  # the end token was sampled too
 
 
+async def test_a_chat_marker_that_the_model_samples_is_no_part_of_the_text(
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
+) -> None:
+    """An untrained model samples some; as text they would open turns in a later prompt."""
+    asked = request(scenes[0], seeds=tuple(range(32)), temperature=2.0)
+    candidates, _ = await answers(make_engine(loaded), asked)
+    assert not any("<|" in candidate.text for candidate in candidates)
+
+
 async def test_candidates_come_as_they_finish(
-    taught: Loaded, known: list[Example], make_engine
+    taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
     asked = request(
         known[0], stop="</SUMMARY>", seeds=tuple(range(8)), temperature=3.0, max_new_tokens=60
@@ -161,7 +199,7 @@ async def test_candidates_come_as_they_finish(
 
 
 async def test_a_picture_decides_the_text(
-    loaded: Loaded, scenes: list[Example], make_engine
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
     """Or else equal texts would say nothing about images."""
     first, second = [e for e in scenes if e.images][:2]

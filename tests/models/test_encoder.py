@@ -65,7 +65,7 @@ def test_chat_markers_in_a_message_are_refused(
     encoder: MllamaEncoder, marker: str, role: str
 ) -> None:
     texts = {"user": "red", "assistant": "blue", role: f"red {marker} blue"}
-    messages = tuple(Message(r, texts[r]) for r in ("user", "assistant"))  # type: ignore[arg-type]
+    messages = tuple(Message(r, texts[r]) for r in ("user", "assistant"))
     with pytest.raises(ValueError, match="marker of the chat template"):
         encoder.encode(Example("row", (), messages, "test"))
 

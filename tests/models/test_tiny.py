@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,12 @@ _BEFORE_TAG = re.compile(rf"\s+(?=(?:{'|'.join(map(re.escape, TAGS))}))")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_folder: Path):  # type: ignore[no-untyped-def]
+def tokenizer(tiny_folder: Path) -> Any:
     return AutoProcessor.from_pretrained(tiny_folder).tokenizer
 
 
 def test_text_survives_a_round_trip_up_to_white_space_before_tags(
-    tokenizer, scenes: list[Example]
+    tokenizer: Any, scenes: list[Example]
 ) -> None:
     for text in (message.text for example in scenes for message in example.messages):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -33,14 +34,14 @@ def test_text_survives_a_round_trip_up_to_white_space_before_tags(
         assert tokenizer(back, add_special_tokens=False)["input_ids"] == ids
 
 
-def test_each_tag_is_one_ordinary_token(tokenizer) -> None:
+def test_each_tag_is_one_ordinary_token(tokenizer: Any) -> None:
     for tag in TAGS:
         assert len(tokenizer(f" {tag}", add_special_tokens=False)["input_ids"]) == 1
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     assert not any(added[tag].special for tag in TAGS)
 
 
-def test_the_image_token_is_the_last_id(tokenizer) -> None:
+def test_the_image_token_is_the_last_id(tokenizer: Any) -> None:
     assert (
         tokenizer.convert_tokens_to_ids(IMAGE)
         == len(tokenizer) - 1
@@ -48,17 +49,18 @@ def test_the_image_token_is_the_last_id(tokenizer) -> None:
     )
 
 
-def test_the_vocabulary_covers_what_judges_are_asked(tokenizer) -> None:
+def test_the_vocabulary_covers_what_judges_are_asked(tokenizer: Any) -> None:
     for text in wording():
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 
 
-def test_a_word_that_the_corpus_lacks_is_unknown(tokenizer) -> None:
+def test_a_word_that_the_corpus_lacks_is_unknown(tokenizer: Any) -> None:
     assert tokenizer.unk_token_id in tokenizer("zebra")["input_ids"]
 
 
 def test_the_folder_opens_with_every_weight_in_place(tiny_folder: Path) -> None:
-    model, info = AutoModelForImageTextToText.from_pretrained(tiny_folder, output_loading_info=True)
+    opened: Any = AutoModelForImageTextToText.from_pretrained(tiny_folder, output_loading_info=True)
+    _, info = opened
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from stagebeam.training.loop import learning_rate
 PEAK = 0.01
 
 
-def rates(steps: int, steps_per_epoch: int = 5, **changes: object) -> list[float]:
-    config = TrainConfig(output_dir=Path("unused"), learning_rate=PEAK, **changes)  # type: ignore[arg-type]
+def rates(steps: int, steps_per_epoch: int = 5, **changes: Any) -> list[float]:
+    config = TrainConfig(output_dir=Path("unused"), learning_rate=PEAK, **changes)
     return [learning_rate(config, step, steps, steps_per_epoch) for step in range(steps)]
 
 

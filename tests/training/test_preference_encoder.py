@@ -47,7 +47,7 @@ def test_equal_examples_bring_equal_pairs_and_others_other_pairs(
     assert all(np.array_equal(first[key], again[key]) for key in first)
 
     def pairs_of(batch: dict[str, np.ndarray]) -> list[list[int]]:
-        return [labelled(batch, row) for row in np.flatnonzero(batch["role"] != GOLD)]
+        return [labelled(batch, row) for row in np.flatnonzero(batch["role"] != GOLD).tolist()]
 
     assert pairs_of(first) != pairs_of(other)
 
@@ -75,7 +75,7 @@ def test_a_pairs_loss_is_on_the_stage_after_prompt_and_prefix(
     for pair in pairs:
         prompt = encoder.prompt_ids(pair.messages, len(pair.images)) + encoder.ids(pair.prefix)
         whole.append((prompt, encoder.ids(pair.rejected), len(pair.images)))
-    for row in np.flatnonzero(batch["role"] == REJECTED):
+    for row in np.flatnonzero(batch["role"] == REJECTED).tolist():
         length = int(batch["attention_mask"][row].sum())
         ids, text = batch["input_ids"][row, :length].tolist(), labelled(batch, row)
         assert (ids[: -len(text)], text, int(batch["image_mask"][row].sum())) in whole

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from stagebeam.training.tasks import PreferenceTask, SupervisedTask
 from stagebeam.training.zero import deepspeed_settings, load_partitioned
 
 
-def settings(dtype: str = "float32", **changes: object) -> dict[str, object]:
-    train = TrainConfig(output_dir=Path("unused"), **changes)  # type: ignore[arg-type]
-    model = ModelConfig(path="unused", dtype=dtype)  # type: ignore[arg-type]
+def settings(dtype: Any = "float32", **changes: Any) -> dict[str, Any]:
+    train = TrainConfig(output_dir=Path("unused"), **changes)
+    model = ModelConfig(path="unused", dtype=dtype)
     return deepspeed_settings(model, train)
 
 

@@ -38,7 +38,7 @@ def config(output: Path, world: int, accumulation: int = 1) -> TrainConfig:
         schedule="cosine",
         warmup_steps=2,
         weight_decay=0.05,
-        # Norms are 4.1, 3.6, 3.3: the first step alone is clipped. AdamW would not notice a gradient
+        # Norms are 4.1, 3.6, 3.3: the first step alone is clipped. AdamW hardly notices a gradient
         # that is scaled wrongly, but then other steps would be clipped.
         max_grad_norm=3.8,
         checkpoint_every=zero_rank.SAVED,

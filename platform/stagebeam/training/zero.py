@@ -20,6 +20,8 @@ def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if train.use_gpu:
         zero["overlap_comm"] = True
+    else:
+        zero["memory_efficient_linear"] = False  # saves activations, costs time; host RAM is ample
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,

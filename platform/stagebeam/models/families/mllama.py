@@ -7,7 +7,9 @@ Ranks stay in step and a row's loss does not depend on its neighbours: a text-on
 blank image whose vision states are set to zero. The keys and values of zero are zero (the
 projections have no bias) and the MLP of a fully masked row is masked by the model itself, so the
 row passes every cross-attention layer unchanged, exactly as if the layer had been skipped, while
-every rank gathers the same parameters (DeepSpeed issue 7170).
+every rank gathers the same parameters (DeepSpeed issue 7170). Rows that do have images must have
+equally many for that: transformers lets the tokens before a row's first image attend evenly to
+all image slots of the batch, empty ones too.
 
 Shapes: B rows, T tokens, I images a row (at least 1), K tiles, C channels, H x W pixels of a tile,
 S vision tokens of a row, D width of the decoder.
