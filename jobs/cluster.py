@@ -29,7 +29,9 @@ def ray_session() -> Iterator[None]:
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        # Relative: every node unpacks the shipped folder somewhere else, and starts workers in it.
+        shipped = {} if os.environ.get("PYTHONPATH") else {"PYTHONPATH": "platform"}
+        ray.init(log_to_driver=False, runtime_env={"env_vars": shipped})
         try:
             yield
         finally:

@@ -53,7 +53,7 @@ def train_judge(recipe: Recipe, run: Run, console: Console, *, fresh: bool = Fal
     done = finished(config.output_dir, settings, fresh=fresh)
     if done is not None:
         return done
-    pairs = config.output_dir.absolute() / PAIRS_FILE
+    pairs = config.output_dir / PAIRS_FILE
     if not pairs.exists():
         write_preferences(pairs, sample_pairs(recipe, config, generator, console))
     train = _train_config(recipe, config)
@@ -151,9 +151,11 @@ class _Sampler:
 
 
 def required(recipe: Recipe) -> JudgeTraining:
+    """The judge_training section, its folder absolute."""
     if recipe.judge_training is None:
         raise ValueError(f"The recipe '{recipe.name}' has no judge_training section.")
-    return recipe.judge_training
+    folder = recipe.judge_training.output_dir.absolute()
+    return recipe.judge_training.model_copy(update={"output_dir": folder})
 
 
 def main(

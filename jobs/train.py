@@ -153,9 +153,10 @@ def ensure_model(model: ModelConfig, shards: Path, seed: int) -> ModelConfig:
 
 
 def required_train(recipe: Recipe) -> TrainConfig:
+    """The train section, its folder absolute: workers run in folders of their own."""
     if recipe.train is None:
         raise ValueError(f"The recipe '{recipe.name}' has no train section.")
-    return recipe.train
+    return recipe.train.model_copy(update={"output_dir": recipe.train.output_dir.absolute()})
 
 
 def _texts(shards: Path) -> Iterator[str]:

@@ -42,14 +42,15 @@ def answer(**changes: str) -> str:
 def test_the_first_stage_that_differs_is_the_fault(stage: Stage) -> None:
     later = {s.name: "wrong" for s in STAGES[STAGES.index(stage) :]}  # this one and all after
     found = first_fault(EXAMPLE, answer(**later))
+    space = "" if stage is STAGES[0] else " "  # prefix and text together are as `render` writes
     assert found == Preference(
         id="row",
         images=EXAMPLE.images,
         messages=(QUESTION,),
         stage=stage,
-        prefix="".join(wrap(s, GOLD[s]) for s in STAGES[: STAGES.index(stage)]),
-        chosen=wrap(stage, GOLD[stage]),
-        rejected=wrap(stage, "wrong"),
+        prefix=" ".join(wrap(s, GOLD[s]) for s in STAGES[: STAGES.index(stage)]),
+        chosen=space + wrap(stage, GOLD[stage]),
+        rejected=space + wrap(stage, "wrong"),
         category="counting",
     )
 

@@ -37,14 +37,13 @@ def test_the_micro_batch_is_the_global_batch_over_ranks_and_accumulation() -> No
 def test_precision_stage_and_clipping_come_from_the_recipe() -> None:
     made = settings("bfloat16", zero_stage=3, max_grad_norm=0.5)
     assert made["bf16"] == {"enabled": True} and made["gradient_clipping"] == 0.5
-    assert made["zero_optimization"] == {
-        "stage": 3,
-        "stage3_gather_16bit_weights_on_model_save": True,
-        "overlap_comm": True,
-    }
+    zero = made["zero_optimization"]
+    assert zero["stage"] == 3 and zero["overlap_comm"]
+    assert zero["stage3_gather_16bit_weights_on_model_save"]  # or else nothing could be exported
     made = settings("float32", zero_stage=1, use_gpu=False)
     assert made["bf16"] == {"enabled": False}
-    assert made["zero_optimization"] == {"stage": 1}  # no streams to overlap on a CPU
+    assert made["zero_optimization"]["stage"] == 1
+    assert "overlap_comm" not in made["zero_optimization"]  # a CPU has no streams to overlap
 
 
 def test_a_model_with_a_missing_weight_is_not_trained(tiny_folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def first_fault(example: Example, answer: str) -> Preference | None:
     gold, found = parse(example.messages[-1].text).bodies, parse(answer).bodies
     prefix = ""
     for stage in STAGES:
-        right = wrap(stage, gold[stage])
+        space = " " if prefix else ""  # as `render` writes it, for tokenizers that see it
+        right = space + wrap(stage, gold[stage])
         if found.get(stage) == gold[stage]:
             prefix += right
             continue
@@ -63,7 +64,7 @@ def first_fault(example: Example, answer: str) -> Preference | None:
             stage=stage,
             prefix=prefix,
             chosen=right,
-            rejected=wrap(stage, found[stage]),
+            rejected=space + wrap(stage, found[stage]),
             category=example.category,
         )
     return None

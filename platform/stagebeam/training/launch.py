@@ -60,13 +60,16 @@ class Job:
     task: Task
     recipe: str  # JSON, kept in the export
 
+    def __post_init__(self) -> None:
+        assert self.train.output_dir.is_absolute(), "workers run in folders of their own"
+
     @property
     def storage(self) -> Path:
-        return self.train.output_dir.absolute() / "checkpoints"
+        return self.train.output_dir / "checkpoints"
 
     @property
     def export_folder(self) -> Path:
-        return self.train.output_dir.absolute() / "model"
+        return self.train.output_dir / "model"
 
 
 class _Board:
