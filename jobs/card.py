@@ -8,8 +8,8 @@ from itertools import islice
 
 from rich.console import Console
 
-from jobs.judge import required, sample_answers
-from jobs.train import TrainSummary, required_train
+from jobs.judge import required, sample_answers, trained_generator
+from jobs.train import TrainSummary
 from stagebeam.data.preferences import first_fault
 from stagebeam.data.shards import iter_examples
 from stagebeam.evaluation.ask import prompt_of
@@ -60,8 +60,7 @@ def _known_pairs(recipe: Recipe, console: Console) -> list[JudgePair]:
     assert recipe.evaluation is not None
     start = recipe.evaluation.rows
     examples = list(islice(iter_examples(recipe.evaluation.shards), start, start + QUESTIONS))
-    generator = required_train(recipe).output_dir / "model"
-    answers = sample_answers(recipe, required(recipe), generator, examples, console)
+    answers = sample_answers(recipe, required(recipe), trained_generator(recipe), examples, console)
     pairs: list[JudgePair] = []
     for example, texts in zip(examples, answers, strict=True):
         for stage, prefix, better, worse in (*_stages(example, texts), *_answers(example, texts)):

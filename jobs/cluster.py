@@ -39,6 +39,7 @@ def ray_session() -> Iterator[None]:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a bare init may switch it on
     folder = tempfile.mkdtemp(prefix="stagebeam-ray-")
+    failed = True
     try:
         ray.init(
             num_cpus=max(2, os.cpu_count() or 2),
@@ -50,11 +51,13 @@ def ray_session() -> Iterator[None]:
             runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}},
         )
         yield
-    except BaseException:
-        print(f"The logs of Ray are kept in {folder}.", flush=True)
+        failed = False
+    except ValueError:  # the user's mistake, not Ray's
+        failed = False
         raise
-    else:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
     finally:
         ray.shutdown()
+        if failed:
+            print(f"The logs of Ray are kept in {folder}.", flush=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -46,9 +46,7 @@ def train_judge(recipe: Recipe, run: Run, console: Console, *, fresh: bool = Fal
     output folder holds another run.
     """
     config = required(recipe)
-    generator = required_train(recipe).output_dir / "model"
-    if not generator.exists():
-        raise ValueError(f"The generator {generator} is not there yet; train it first.")
+    generator = trained_generator(recipe)
     settings = recipe.model_copy(update={"serve": None, "evaluation": None}).fingerprint()
     done = finished(config.output_dir, settings, fresh=fresh)
     if done is not None:
@@ -150,6 +148,14 @@ class _Sampler:
         return [c.text for c in sorted(found, key=lambda c: c.index)]
 
 
+def trained_generator(recipe: Recipe) -> Path:
+    """The generator's folder. Raises ValueError where it is not trained yet."""
+    folder = required_train(recipe).output_dir / "model"
+    if not folder.exists():
+        raise ValueError(f"The generator {folder} is not there yet; train it first.")
+    return folder
+
+
 def required(recipe: Recipe) -> JudgeTraining:
     """The judge_training section, its folder absolute."""
     if recipe.judge_training is None:
@@ -167,6 +173,7 @@ def main(
     def job() -> None:
         loaded = load_recipe(recipe)
         folder = required(loaded).output_dir
+        trained_generator(loaded)  # before anything is written
         console = Console()
         settings = loaded.model_dump(mode="json")
         run = start_run(loaded.tracking, loaded.name, settings, folder, job_type="judge")

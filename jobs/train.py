@@ -58,10 +58,10 @@ def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) ->
     settings = recipe.model_copy(
         update={"judge_training": None, "serve": None, "evaluation": None}
     ).fingerprint()
+    rows = read_manifest(recipe.data.shards).splits.get("train", 0)
     done = finished(config.output_dir, settings, fresh=fresh)
     if done is not None:
         return done
-    rows = read_manifest(recipe.data.shards).splits.get("train", 0)
     model = ensure_model(recipe.model, recipe.data.shards, recipe.seed)
     task = SupervisedTask(
         shards=recipe.data.shards.absolute(),
@@ -174,6 +174,7 @@ def main(
     def job() -> None:
         loaded = load_recipe(recipe)
         config = required_train(loaded)
+        read_manifest(loaded.data.shards)  # before anything is written
         console = Console()
         run = start_run(
             loaded.tracking,

@@ -81,7 +81,7 @@ def test_the_last_turn_of_several_is_compared() -> None:
     )
     assert found is not None
     assert found.messages == (*earlier, QUESTION)
-    assert found.rejected == "<CONCLUSION> 3 </CONCLUSION>"
+    assert found.rejected == " <CONCLUSION> 3 </CONCLUSION>"
 
 
 def preferences() -> list[Preference]:
