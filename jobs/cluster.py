@@ -15,6 +15,9 @@ from ray.data import DataContext
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_OBJECT_STORE = 1 << 30  # bytes; shards are streamed, never held
+# A Unix socket's path has at most 107 bytes, and Ray's add 64 to the session folder's.
+_LONGEST_FOLDER = 107 - 64
+_PREFIX = "stagebeam-ray-"
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a bare init may switch it on
-    folder = tempfile.mkdtemp(prefix="stagebeam-ray-")
+    folder = session_folder()
     failed = True
     try:
         ray.init(
@@ -61,3 +64,13 @@ def ray_session() -> Iterator[None]:
             print(f"The logs of Ray are kept in {folder}.", flush=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def session_folder() -> str:
+    """A new folder for Ray's session: in the place for temporary files, or where that path is too
+    long for Ray's sockets, in /tmp."""
+    folder = tempfile.mkdtemp(prefix=_PREFIX)
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -38,10 +40,15 @@ def run(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped recipe with small budgets, in a folder with a short name (Ray's sockets)."""
-    folder = tmp_path_factory.mktemp("q")
-    (folder / "t").mkdir()
+def recipe() -> Iterator[Path]:
+    """The shipped recipe with small budgets. Its folder has a short name, so that Ray's session
+    lies inside it and what is left behind shows."""
+    with TemporaryDirectory(prefix="q", dir="/tmp") as folder:
+        (Path(folder) / "t").mkdir()
+        yield _small_recipe(Path(folder))
+
+
+def _small_recipe(folder: Path) -> Path:
     settings = yaml.safe_load(RECIPE.read_text().replace("runs/quickstart", str(folder / "run")))
     settings["data"]["sources"][0]["rows"] = 2560
     settings["data"]["sources"][1]["rows"] = 64
