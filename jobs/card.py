@@ -12,8 +12,8 @@ from jobs.judge import required, sample_answers, trained_generator
 from jobs.train import TrainSummary
 from stagebeam.data.preferences import first_fault
 from stagebeam.data.shards import iter_examples
-from stagebeam.evaluation.ask import prompt_of
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
+from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard, JudgeResult, JudgeTrainingCost
 from stagebeam.evaluation.scoring import correct
 from stagebeam.inference.load import load_judge

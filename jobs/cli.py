@@ -13,6 +13,7 @@ import typer
 COMMANDS = {
     "quickstart": "Draw data, train, serve, search and report, on this machine.",
     "prepare": "Write the recipe's sources as shards with a manifest.",
+    "annotate": "Have a teacher write a data set of staged answers.",
     "train": "Train the recipe's model on its shards.",
     "judge": "Train a judge from the generator's own mistakes.",
     "evaluate": "Ask held-out questions by every search method and write a report.",

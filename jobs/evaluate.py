@@ -8,7 +8,6 @@ stopped. Without a URL the recipe is served here, and then its judge's model is 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -33,7 +32,7 @@ from jobs.progress import StepBar
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, name_of, summarise
-from stagebeam.evaluation.ask import Ask, GeneratorAsk, HttpAsk, prompt_of, run_method
+from stagebeam.evaluation.ask import Ask, GeneratorAsk, HttpAsk, run_method
 from stagebeam.evaluation.cases import Case, cases_of
 from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, label
 from stagebeam.evaluation.report import method_lines, write_report
@@ -43,7 +42,6 @@ from stagebeam.inference.types import Generator
 from stagebeam.recipe import EngineConfig, EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings
-from stagebeam.search.seeds import question_key
 from stagebeam.tracking import start_run
 
 IDENTITY_FILE = "identity.json"
@@ -98,13 +96,11 @@ async def measure(
 
     Give `rows` (and those of `measure_alone`) to `evaluation.answers.summarise` for the figures.
     Raises ValueError if the endpoint does not answer, or the output folder holds answers of other
-    models, questions or settings and `fresh` is not set.
+    models or settings and `fresh` is not set.
     """
     config = _section(recipe)
     endpoint = await _endpoint(url)
-    store = _store(
-        config.output_dir, _identity(recipe, examples, endpoint.generator, endpoint.judge), fresh
-    )
+    store = _store(config.output_dir, _identity(recipe, endpoint.generator, endpoint.judge), fresh)
     plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
         ask = HttpAsk(client, endpoint.model, _settings(recipe))
@@ -130,11 +126,11 @@ async def measure_alone(
     settings = _settings(recipe)
     if not isinstance(source, str):
         generator, fingerprint = source
-        store = _store(folder, _identity(recipe, examples, fingerprint, None), fresh)
+        store = _store(folder, _identity(recipe, fingerprint, None), fresh)
         ask: Ask = GeneratorAsk(generator, fingerprint, settings)
         return (await _run(ask, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
     endpoint = await _endpoint(source)
-    store = _store(folder, _identity(recipe, examples, endpoint.generator, None), fresh)
+    store = _store(folder, _identity(recipe, endpoint.generator, None), fresh)
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
         ask = HttpAsk(client, endpoint.model, settings)
         return (await _run(ask, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
@@ -214,13 +210,9 @@ def _settings(recipe: Recipe) -> SearchSettings:
     return SearchSettings(**recipe.search.model_dump())
 
 
-def _identity(
-    recipe: Recipe, examples: Sequence[Example], generator: str, judge: str | None
-) -> dict[str, Any]:
+def _identity(recipe: Recipe, generator: str, judge: str | None) -> dict[str, Any]:
     """What the answers of one folder must share."""
-    asked = [[e.id, e.answer, e.choices, question_key(prompt_of(e))] for e in examples]
     return {
-        "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12],
         "generator": generator,
         "judge": judge,
         "search": recipe.search.model_dump(mode="json", exclude={"method", "candidates"}),

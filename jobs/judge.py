@@ -22,7 +22,7 @@ from jobs.errors import run_job
 from jobs.progress import StepBar
 from jobs.train import TrainSummary, ensure_model, finished, plan_of, required_train, run_training
 from stagebeam.data.preferences import Preference, first_fault, write_preferences
-from stagebeam.data.shards import iter_examples, read_manifest
+from stagebeam.data.shards import iter_examples
 from stagebeam.inference.load import load_generator
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling
 from stagebeam.models.families.mllama import MllamaEncoder
@@ -55,19 +55,18 @@ def train_judge(recipe: Recipe, run: Run, console: Console, *, fresh: bool = Fal
     if not pairs.exists():
         write_preferences(pairs, sample_pairs(recipe, config, generator, console))
     train = _train_config(recipe, config)
-    rows = read_manifest(recipe.data.shards).splits.get("train", 0)
     trained = recipe.model.model_copy(update={"path": str(generator), "tiny_layers": None})
     model = ensure_model(config.model or trained, recipe.data.shards, recipe.seed + 1)
     task = PreferenceTask(
         shards=recipe.data.shards.absolute(),
-        plan=plan_of(train, rows, recipe.seed + 1),
+        plan=plan_of(train, recipe.data, recipe.seed + 1),
         encoder=MllamaEncoder(model.path, recipe.data.max_length),
         pairs=pairs,
         pairs_per_row=config.pairs_per_row,
         pair_weight=config.pair_weight,
     )
     job = Job("judge", model, train, task, recipe.model_dump_json())
-    return run_training(job, settings, rows, run, console)
+    return run_training(job, settings, run, console)
 
 
 def _train_config(recipe: Recipe, config: JudgeTraining) -> TrainConfig:

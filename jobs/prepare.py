@@ -1,64 +1,60 @@
 """Write a recipe's sources as shards: `python -m jobs.prepare RECIPE [--fresh] [--check]`.
 
-Rows are read, drawn and checked by Ray Data tasks, a stretch of a source each; this process writes
-them in the sources' order. Sources of the split `train` go to `data.shards`, the others to
-`evaluation.shards` where the recipe has an evaluation, else to `data.shards` as well.
+Each stretch of a source is one Ray Data task, which reads, checks and writes its rows; only counts
+come back. What concerns all rows (duplicates, names) is decided here, from the tasks' marks, and
+then the files are put into place. A run that was killed is continued by the next one.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import ray.data
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from jobs.cluster import ray_session
 from jobs.errors import run_job
-from stagebeam.data.shards import Manifest, finished, origin, survey, write_shards
-from stagebeam.data.sources import Span, read_span, spans
-from stagebeam.data.stream import TRAIN_SPLIT
-from stagebeam.data.validate import Refused, validated
-from stagebeam.recipe import DataConfig, LlavaCotSource, Recipe, Source, load_recipe
-from stagebeam.records import Example
+from jobs.progress import StepBar
+from stagebeam.data.layout import Layout
+from stagebeam.data.manifest import Manifest
+from stagebeam.data.parts import Mark, Part, Writer
+from stagebeam.data.settle import Edits, Stretch, edit, settle
+from stagebeam.data.sources import Span, absolute, read_span, spans
+from stagebeam.data.validate import rules, validated
+from stagebeam.data.work import Work
+from stagebeam.data.writing import conclude, finished, origin, work_for
+from stagebeam.recipe import DataConfig, Recipe, load_recipe
 
-OnProgress = Callable[[Path, int, int], None]
+# Rows read so far, and all that there are if that is known.
+OnProgress = Callable[[int, int | None], None]
 
-_SPAN_ROWS = 128  # rows that one task reads and holds
-_SHOWN_REFUSALS = 10
+_REPORT_ROWS = 128
 
 
-def folders(recipe: Recipe) -> dict[Path, DataConfig]:
-    """Which sources go where: the data section narrowed to the sources of each folder.
+def ready(recipe: Recipe, *, fresh: bool = False) -> dict[Path, Manifest] | None:
+    """The manifest of each folder, if no source has to be read for it: the shards are there, or a
+    run was killed when only moving them was left, which is then done. Needs no Ray.
 
-    Raises ValueError if the recipe has no sources.
+    Raises ValueError if the recipe has no sources or one is not there, and unless `fresh` is set,
+    if a folder holds shards of other settings.
     """
-    if not recipe.data.sources:
-        raise ValueError(f"The recipe {recipe.name} has no data.sources to prepare.")
-    sources: dict[Path, list[Source]] = {}
-    for source in recipe.data.sources:
-        held_out = recipe.evaluation if source.split != TRAIN_SPLIT else None
-        folder = recipe.data.shards if held_out is None else held_out.shards
-        sources.setdefault(folder, []).append(source)
-    return {
-        folder: recipe.data.model_copy(update={"shards": folder, "sources": tuple(some)})
-        for folder, some in sources.items()
-    }
-
-
-def prepared(recipe: Recipe) -> dict[Path, Manifest | None]:
-    """The manifest of each folder that already is as the recipe wants it, None for the others.
-
-    Raises ValueError if a source is not there, or if a folder holds shards of other settings.
-    """
-    return {folder: finished(folder, origin(config)) for folder, config in folders(recipe).items()}
+    layout = Layout.of(recipe)
+    work = work_for(recipe.data, layout)
+    if (plan := work.plan()) is not None:
+        return _by_folder(layout, work.finish(plan))
+    if fresh:
+        return None
+    there = {folder: finished(folder, work.origin) for folder in layout.folders}
+    whole = {folder: manifest for folder, manifest in there.items() if manifest is not None}
+    return whole if len(whole) == len(there) else None
 
 
 def prepare(
@@ -66,121 +62,185 @@ def prepare(
 ) -> dict[Path, Manifest]:
     """Write the shards of every folder, in a Ray session that is already there.
 
-    A folder that is as the recipe wants it is left alone unless `fresh` is set. `on_progress` is
-    called with a folder, the rows read for it so far, and the rows that there are.
+    What is as the recipe wants it is left alone unless `fresh` is set. What an earlier run of the
+    same recipe and sources has finished is not done again.
 
-    Raises ValueError as `prepared` does, before anything is written, and if the sources of a
-    folder give no usable row.
+    Raises ValueError as `ready` does, before anything is written, if a source turns out to be
+    wrong while it is read, and if a folder would get no row.
     """
-    if not fresh:
-        prepared(recipe)
-    manifests = {}
-    for folder, config in folders(recipe).items():
-        rows, report = _read(folder, config, on_progress)
-        manifests[folder] = write_shards(rows, folder, config, fresh=fresh, on_progress=report)
-    return manifests
+    there = ready(recipe, fresh=fresh)
+    if there is not None:
+        return there
+    layout, data = Layout.of(recipe), recipe.data
+    work = work_for(data, layout)
+    with work.opened():
+        stretches = _stretches(data)
+        done = {n: rows for n in range(len(stretches)) if (rows := work.rows_done(n)) is not None}
+        bar = _Rows(stretches, sum(done.values()), on_progress)
+        todo = [n for n in range(len(stretches)) if n not in done]
+        for rows, _ in _run_all(todo, _ReadSpan(stretches, data, layout, work)):
+            bar.add(rows)
+        marks = ((_about(s), work.read_mark(n)) for n, s in enumerate(stretches))
+        plan = conclude(work, marks, _edit_all)
+    return _by_folder(layout, work.finish(plan))
 
 
 def check(recipe: Recipe, *, on_progress: OnProgress | None = None) -> dict[Path, Manifest]:
     """Read and check every row as `prepare` does, and write nothing; the manifests have no shards.
 
-    Raises ValueError if a source is not there.
+    Raises ValueError if a source is not there or turns out to be wrong.
     """
-    manifests = {}
-    for folder, config in folders(recipe).items():
-        rows, report = _read(folder, config, on_progress)
-        manifests[folder] = survey(rows, config, on_progress=report)
-    return manifests
+    layout, data = Layout.of(recipe), recipe.data
+    wanted = origin(data, layout)
+    stretches = _stretches(data)
+    bar = _Rows(stretches, 0, on_progress)
+    marks: dict[int, bytes] = {}
+    todo = range(len(stretches))
+    for rows, made in _run_all(todo, _ReadSpan(stretches, data, layout, None)):
+        bar.add(rows)
+        marks.update(made)
+    told = ((_about(s), Mark.from_bytes(marks[n])) for n, s in enumerate(stretches))
+    tallies = settle(told, len(layout.folders))
+    return _by_folder(layout, [tally.manifest(wanted, ()) for tally in tallies])
 
 
-def _read(
-    folder: Path, config: DataConfig, on_progress: OnProgress | None
-) -> tuple[Iterator[Example | Refused], Callable[[int], None]]:
-    """The checked rows of a folder's sources in order, and what is to be told of each."""
-    stretches = [s for source in config.sources for s in spans(_absolute(source), _SPAN_ROWS)]
-    total = sum(span.rows for span in stretches)
-
-    def report(done: int) -> None:
-        if on_progress is not None:
-            on_progress(folder, done, total)
-
-    return _checked_rows(stretches, config), report
+def _by_folder(layout: Layout, manifests: Iterable[Manifest]) -> dict[Path, Manifest]:
+    return dict(zip(layout.folders, manifests, strict=True))
 
 
-def _checked_rows(stretches: list[Span], config: DataConfig) -> Iterator[Example | Refused]:
-    """Nothing runs before the first row is asked for."""
-    if not stretches:
+def _stretches(data: DataConfig) -> list[Span[Any]]:
+    return [s for source in data.sources for s in spans(absolute(source), data.rows_per_shard)]
+
+
+def _about(span: Span[Any]) -> Stretch:
+    source = span.source
+    places = source.model_dump(mode="json", include={"annotations", "file", "path", "shards"})
+    return Stretch(source.kind, next(iter(places.values()), ""), source.deduplicate)
+
+
+class _Rows:
+    """Counts rows as they are read, for whoever watches."""
+
+    def __init__(self, stretches: list[Span[Any]], done: int, tell: OnProgress | None) -> None:
+        known = [span.rows for span in stretches if span.rows is not None]
+        self._total = sum(known) if len(known) == len(stretches) else None
+        self._done, self._tell = done, tell
+
+    def add(self, rows: int) -> None:
+        self._done += rows
+        if rows and self._tell is not None:
+            self._tell(self._done, self._total)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadSpan:
+    """Makes the mark of a stretch. It may run twice, or be killed and run again: files get their
+    names when they are whole, and are the same each time.
+
+    `work` says where to write; None writes nothing and sends the mark back.
+    """
+
+    stretches: Sequence[Span[Any]]
+    data: DataConfig
+    layout: Layout
+    work: Work | None
+
+    def __call__(self, number: int) -> Iterator[tuple[int, bytes]]:
+        """The rows read since it last told, and in the end the mark."""
+        span = self.stretches[number]
+        places = None if self.work is None else self.work.places
+        rows = 0
+        with Writer(number, span.source.split, self.data, self.layout, places) as writer:
+            for row in validated(read_span(span), rules(self.data, span.source)):
+                writer.add(row)
+                rows += 1
+                if rows % _REPORT_ROWS == 0:
+                    yield _REPORT_ROWS, b""
+            mark = writer.close()
+        if self.work is None:
+            yield rows % _REPORT_ROWS, mark.to_bytes()
+        else:
+            self.work.write_mark(number, mark)
+            yield rows % _REPORT_ROWS, b""
+
+
+def _run_all(
+    numbers: Iterable[int], task: Callable[[int], Iterator[tuple[int, bytes]]]
+) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """What the task of each number yields, as it comes; a mark with its number.
+
+    Raises the ValueError that a task raised.
+    """
+
+    def run(batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
+        number = int(batch["number"][0])
+        try:
+            for rows, sent in task(number):
+                yield {"number": [number], "rows": [rows], "sent": [sent], "error": [""]}
+        except ValueError as error:
+            # Sent, not raised: Ray Data would log it at length and wrap it.
+            yield {"number": [number], "rows": [0], "sent": [b""], "error": [str(error)]}
+
+    items = [{"number": number} for number in numbers]
+    if not items:
         return
-
-    def read(batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        span = stretches[int(batch["span"][0])]
-        return {"rows": [pickle.dumps(list(validated(read_span(span), config)))]}
-
-    numbers = [{"span": number} for number in range(len(stretches))]
-    units = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-    dataset = units.map_batches(read, batch_size=1, num_cpus=1)
-    dataset.context.execution_options.preserve_order = True
+    units = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = units.map_batches(run, batch_size=1, num_cpus=1)
+    dataset.context.target_max_block_size = 1  # each row by itself, when it is made
     for row in dataset.iter_rows():
-        yield from pickle.loads(row["rows"])
+        if row["error"]:
+            raise ValueError(row["error"])
+        yield row["rows"], {row["number"]: row["sent"]} if row["sent"] else {}
 
 
-def _absolute(source: Source) -> Source:
-    """Workers may run in another folder than this process."""
-    if not isinstance(source, LlavaCotSource):
-        return source
-    paths = {
-        "annotations": source.annotations.absolute(),
-        "image_root": source.image_root.absolute(),
-    }
-    return source.model_copy(update=paths)
+def _edit_all(todo: Sequence[tuple[Path, Part, Edits]]) -> Iterator[tuple[Part, Part]]:
+    def write(number: int) -> Iterator[tuple[int, bytes]]:
+        yield 0, pickle.dumps(edit(*todo[number]))
+
+    for _, made in _run_all(range(len(todo)), write):
+        for number, part in made.items():
+            yield todo[number][1], pickle.loads(part)
 
 
 def _run(path: Path, fresh: bool, only_check: bool) -> None:
     recipe = load_recipe(path)
     console = Console()
     if only_check:
-        folders(recipe)
-        with ray_session(), _progress_bars() as on_progress:
-            _show(check(recipe, on_progress=on_progress), console)
-        return
-    # Before Ray starts: a mistake is told at once, and finished work needs no cluster.
-    there = {} if fresh else prepared(recipe)
-    manifests = {folder: m for folder, m in there.items() if m is not None}
-    if len(manifests) < len(folders(recipe)):
-        with ray_session(), _progress_bars() as on_progress:
-            manifests = prepare(recipe, fresh=fresh, on_progress=on_progress)
+        origin(recipe.data, Layout.of(recipe))
+        with ray_session(), StepBar(Console(stderr=True), "rows", None) as bar:
+            manifests = check(recipe, on_progress=bar.count)
+    else:
+        # Before Ray starts: a mistake is told at once, and finished work needs no cluster.
+        there = ready(recipe, fresh=fresh)
+        if there is None:
+            with ray_session(), StepBar(Console(stderr=True), "rows", None) as bar:
+                there = prepare(recipe, fresh=fresh, on_progress=bar.count)
+        manifests = there
     _show(manifests, console)
-
-
-@contextmanager
-def _progress_bars() -> Iterator[OnProgress]:
-    """A bar for each folder, on stderr."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bars: dict[Path, TaskID] = {}
-
-        def report(folder: Path, done: int, total: int) -> None:
-            if folder not in bars:
-                bars[folder] = progress.add_task(folder.name, total=total)
-            progress.update(bars[folder], completed=done)
-
-        yield report
 
 
 def _show(manifests: Mapping[Path, Manifest], console: Console) -> None:
     for folder, manifest in manifests.items():
-        table = Table("source", "rows", title=str(folder), title_justify="left")
+        counts = Table("source", "rows", title=str(folder), title_justify="left")
         for source, rows in manifest.sources.items():
-            table.add_row(source, str(rows))
-        table.add_section()
-        table.add_row("together", str(manifest.rows))
-        table.add_row("refused", str(len(manifest.refused)))
-        console.print(table)
-        # A reason names the row's own file or turn, so equal reasons are rare: show some.
-        for refusal in manifest.refused[:_SHOWN_REFUSALS]:
-            console.print(f"  {refusal.id}: {refusal.reason}", markup=False, highlight=False)
-        if len(manifest.refused) > _SHOWN_REFUSALS:
-            console.print(f"  ... and {len(manifest.refused) - _SHOWN_REFUSALS} more")
+            counts.add_row(source, str(rows))
+        counts.add_section()
+        counts.add_row("usable", str(manifest.rows))
+        counts.add_row("refused", str(len(manifest.refused)))
+        counts.add_section()
+        counts.add_row("read", str(manifest.read))
+        console.print(counts)
+        if manifest.refused:
+            console.print(_faults(manifest))
+
+
+def _faults(manifest: Manifest) -> Table:
+    """How many rows have each fault, and the first of them."""
+    table = Table("fault", "rows", "for example")
+    for fault, rows in sorted(manifest.faults.items(), key=lambda item: -item[1]):
+        first = next(refusal for refusal in manifest.refused if refusal.fault == fault)
+        table.add_row(fault, str(rows), Text(f"{first.id}: {first.reason}"))
+    return table
 
 
 def main(

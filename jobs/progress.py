@@ -15,11 +15,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_LINE_EVERY = 10_000
+
 
 class StepBar:
-    """A bar on a terminal; a line at every tenth of the way where output goes to a file."""
+    """A bar on a terminal; where output goes to a file, a line at every tenth of the way, or at
+    every 10,000 while the total is not known."""
 
-    def __init__(self, console: Console, name: str, total: int) -> None:
+    def __init__(self, console: Console, name: str, total: int | None) -> None:
         self._console, self._name, self._total = console, name, total
         self._told = 0
         self._bar = Progress(
@@ -49,7 +52,15 @@ class StepBar:
     def update(self, done: int, note: str) -> None:
         """`done` of the total, with a word on how it goes."""
         self._bar.update(self._task, completed=done, note=note)
-        tenth = done * 10 // self._total
-        if not self._console.is_terminal and tenth > self._told:
-            self._told = tenth
-            self._console.print(f"  {self._name} {done}/{self._total}  {note}")
+        passed = done // _LINE_EVERY if self._total is None else done * 10 // self._total
+        if not self._console.is_terminal and passed > self._told:
+            self._told = passed
+            of = "" if self._total is None else f"/{self._total}"
+            self._console.print(f"  {self._name} {done}{of}  {note}".rstrip())
+
+    def count(self, done: int, total: int | None) -> None:
+        """The same where the total is told on the way, or never."""
+        if total != self._total:
+            self._total = total
+            self._bar.update(self._task, total=total)
+        self.update(done, "")

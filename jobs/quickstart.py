@@ -92,13 +92,8 @@ class Quickstart:
         self.console.print(f"    done in {self.seconds[name]:.0f} s")
 
     def _prepare(self) -> Manifest:
-        total = sum(getattr(source, "rows", 0) for source in self.recipe.data.sources)
-        with StepBar(self.console, "rows", max(1, total)) as bar:
-            manifests = prepare(
-                self.recipe,
-                fresh=self.fresh,
-                on_progress=lambda folder, done, _: bar.update(done, folder.name),
-            )
+        with StepBar(self.console, "rows", None) as bar:
+            manifests = prepare(self.recipe, fresh=self.fresh, on_progress=bar.count)
         return manifests[self.recipe.data.shards]
 
     def _measure(self, examples: Sequence[Example]) -> Measured:

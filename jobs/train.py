@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -19,19 +20,23 @@ from rich.console import Console
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
+from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.ledger import Plan
-from stagebeam.data.shards import iter_examples, read_manifest
+from stagebeam.data.manifest import read_manifest
+from stagebeam.data.order import read_rows
+from stagebeam.data.shards import iter_examples
 from stagebeam.inference.verdict import wording
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.load import check_folder
 from stagebeam.models.tiny import build_tiny
-from stagebeam.recipe import ModelConfig, Recipe, TrainConfig, load_recipe
+from stagebeam.recipe import DataConfig, ModelConfig, Recipe, TrainConfig, load_recipe
 from stagebeam.tracking import Run, start_run
 from stagebeam.training.contracts import StepReport
 from stagebeam.training.launch import Job, fit
 from stagebeam.training.tasks import SupervisedTask
 
 SUMMARY_FILE = "summary.json"
+_SHOWN_REFUSALS = 5
 
 
 class TrainSummary(BaseModel):
@@ -44,7 +49,8 @@ class TrainSummary(BaseModel):
     world_size: int
     zero_stage: int
     steps: int
-    rows: int
+    rows: int  # that an epoch reads
+    refused: int  # rows that could not be trained on
     final_loss: float  # mean over the last tenth of the steps
     seconds: float
 
@@ -58,39 +64,50 @@ def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) ->
     settings = recipe.model_copy(
         update={"judge_training": None, "serve": None, "evaluation": None}
     ).fingerprint()
-    rows = read_manifest(recipe.data.shards).splits.get("train", 0)
     done = finished(config.output_dir, settings, fresh=fresh)
     if done is not None:
         return done
     model = ensure_model(recipe.model, recipe.data.shards, recipe.seed)
     task = SupervisedTask(
         shards=recipe.data.shards.absolute(),
-        plan=plan_of(config, rows, recipe.seed),
+        plan=plan_of(config, recipe.data, recipe.seed),
         encoder=MllamaEncoder(model.path, recipe.data.max_length),
     )
     job = Job("train", model, config, task, recipe.model_dump_json())
-    return run_training(job, settings, rows, run, console)
+    return run_training(job, settings, run, console)
 
 
-def run_training(job: Job, fingerprint: str, rows: int, run: Run, console: Console) -> TrainSummary:
+def run_training(job: Job, fingerprint: str, run: Run, console: Console) -> TrainSummary:
     """Run a training job with a progress bar and tracking, and write its summary."""
     started = time.perf_counter()
+    plan = job.task.plan
+    if plan.unread:
+        console.print(f"    the last {plan.unread} rows make no whole batch and are not read")
     losses: list[float] = []
-    with StepBar(console, job.name, job.task.total_steps) as bar:
-        fit(job, _on_step(job, run, bar, losses))
+    with StepBar(console, job.name, plan.total_steps) as bar:
+        refused = fit(job, _on_step(job, run, bar, losses))
+    _tell(refused, console)
     tail = losses[-max(1, len(losses) // 10) :]
     summary = TrainSummary(
         fingerprint=fingerprint,
         model=str(job.export_folder),
         world_size=job.train.num_workers,
         zero_stage=job.train.zero_stage,
-        steps=job.task.total_steps,
-        rows=rows,
+        steps=plan.total_steps,
+        rows=plan.epoch_length,
+        refused=len(refused),
         final_loss=sum(tail) / len(tail),
         seconds=time.perf_counter() - started,
     )
     (job.train.output_dir / SUMMARY_FILE).write_text(summary.model_dump_json(indent=1))
     return summary
+
+
+def _tell(refused: dict[str, str], console: Console) -> None:
+    if refused:
+        console.print(f"    {len(refused)} rows could not be trained on, such as:")
+    for reason in islice(refused.values(), _SHOWN_REFUSALS):
+        console.print(f"      {reason}", markup=False, highlight=False)
 
 
 def _on_step(job: Job, run: Run, bar: StepBar, losses: list[float]) -> Callable[[StepReport], None]:
@@ -126,16 +143,18 @@ def finished(folder: Path, fingerprint: str, *, fresh: bool) -> TrainSummary | N
     return TrainSummary.model_validate_json(summary.read_text()) if summary.exists() else None
 
 
-def plan_of(config: TrainConfig, rows: int, seed: int) -> Plan:
-    """The order of the rows; raises ValueError where there are fewer than one global batch."""
+def plan_of(config: TrainConfig, data: DataConfig, seed: int) -> Plan:
+    """The order of the shards' rows; raises ValueError where there are fewer than one global
+    batch, where a weight is for a source that they do not have, or they are not complete."""
     return Plan(
-        rows=rows,
+        rows=read_rows(data.shards, TRAIN_SPLIT, data.weights),
         global_batch_size=config.global_batch_size,
         world_size=config.num_workers,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         epochs=config.epochs,
         seed=seed,
         max_steps=config.max_steps,
+        window=data.length_window,
     )
 
 

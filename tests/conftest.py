@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 
 from stagebeam.data.sources.scenes import draw
-from stagebeam.recipe import ScenesSource
 from stagebeam.records import Example
+from stagebeam.source_config import ScenesSource
 
 if TYPE_CHECKING:
     from stagebeam.models.load import Loaded

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from stagebeam import recipe as schema
-from stagebeam.recipe import Recipe, Section, load_recipe
+from stagebeam.recipe import Recipe, load_recipe
+from stagebeam.schema import Section
+from stagebeam.source_config import ScenesSource
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
@@ -129,7 +131,7 @@ def sections_of(model: type[Section]) -> set[type[Section]]:
 
 def test_every_setting_is_described() -> None:
     sections = sections_of(Recipe)
-    assert {schema.ScenesSource, schema.TrainConfig, schema.Autoscaling, schema.Limits} <= sections
+    assert {ScenesSource, schema.TrainConfig, schema.Autoscaling, schema.Limits} <= sections
     for section in sections:
         assert section.__doc__ and section.__doc__.strip(), section
         for name, field in section.model_fields.items():

@@ -6,42 +6,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-class ScenesSource(Section):
-    """Image-QA drawn on the spot: coloured shapes, bar charts and text-only arithmetic."""
-
-    kind: Literal["scenes"] = Field("scenes", description="Names this source.")
-    rows: PositiveInt = Field(description="Examples to draw; a multi-turn example is one row.")
-    split: str = Field("train", description="Split that the rows are written under.")
-    seed: int = Field(0, description="Seed of the drawing; other seeds give other scenes.")
-    difficulty: int = Field(2, ge=1, le=3, description="1 few colours and objects, 3 many.")
-
-
-class LlavaCotSource(Section):
-    """The LLaVA-CoT-100k form: `train.jsonl` and the folders of images beside it."""
-
-    kind: Literal["llava_cot"] = Field("llava_cot", description="Names this source.")
-    annotations: Path = Field(description="The jsonl file.")
-    image_root: Path = Field(description="Folder that the rows' `image` paths start from.")
-    split: str = Field("train", description="Split that the rows are written under.")
-    limit: PositiveInt | None = Field(None, description="Read at most this many rows.")
-
-
-Source = Annotated[ScenesSource | LlavaCotSource, Field(discriminator="kind")]
+from stagebeam.annotate_config import AnnotateConfig
+from stagebeam.schema import Fraction, PositiveInt, Section
+from stagebeam.source_config import Source
 
 
 class ModelConfig(Section):
@@ -57,11 +29,21 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Weights in compute.")
 
 
+class HeldOut(Section):
+    """Rows kept from training, chosen by a hash of their images."""
+
+    share: float = Field(gt=0, lt=1, description="Share of the rows.")
+    split: str = Field("test", min_length=1, description="Split that they are written under.")
+
+
 class DataConfig(Section):
     """Shards to train on, and where they come from."""
 
     shards: Path = Field(description="Folder of parquet shards with their manifest.")
     sources: tuple[Source, ...] = Field((), description="What `prepare` reads.")
+    held_out: HeldOut | None = Field(
+        None, description="Keep a share of the sources of split `train` out of it."
+    )
     rows_per_shard: PositiveInt = Field(4096, description="Rows in one parquet file.")
     require_stages: bool = Field(True, description="Refuse rows with an unstaged assistant turn.")
     max_image_pixels: PositiveInt = Field(50_000_000, description="Refuse larger images, pixels.")
@@ -70,6 +52,23 @@ class DataConfig(Section):
         description="Longest sequence in tokens; rows over it"
         " are refused when training reads them.",
     )
+    weights: dict[str, float] = Field(
+        {},
+        description="How often an epoch reads the rows of a source (1 if not named): 2 each row "
+        "twice, 0.5 every other row. By the rows' `source` or what it begins with.",
+    )
+    length_window: int = Field(
+        8,
+        ge=0,
+        description="To pad less, the rows of so many global batches at a time are sorted by "
+        "length; 0 leaves all to chance.",
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights must not be negative")
+        return self
 
 
 class TrainConfig(Section):
@@ -79,6 +78,11 @@ class TrainConfig(Section):
     num_workers: PositiveInt = Field(8, description="Ranks; one process each.")
     use_gpu: bool = Field(True, description="One GPU a rank; otherwise CPU over gloo.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores that Ray reserves a rank.")
+    encoders: PositiveInt | None = Field(
+        None,
+        description="Processes that encode batches, half a CPU each. None: two a rank, or what the "
+        "ranks leave room for.",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage.")
     global_batch_size: PositiveInt = Field(32, description="Rows in one optimiser step.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches a step.")
@@ -237,6 +241,7 @@ class Recipe(Section):
     name: str = Field(description="Name of the run, in reports and W&B.", min_length=1)
     seed: int = Field(0, description="Seed of initial weights, data order and sampling.")
     model: ModelConfig
+    annotate: AnnotateConfig | None = None
     data: DataConfig
     train: TrainConfig | None = None
     judge_training: JudgeTraining | None = None

@@ -1,39 +1,66 @@
+"""Which rows each step reads, at any world size and after any break."""
+
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagebeam.data.ledger import Ledger, Plan, epoch_order
+from stagebeam.data.ledger import Ledger, Plan
+from stagebeam.data.order import Rows
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn, weights: bool = True) -> Plan:
     world, accumulation = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     batch = world * accumulation * draw(st.integers(1, 4))
+    count = draw(st.integers(max(8, 2 * batch), 150))
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    likely = [0.5, 1.0, 1.0, 2.0, 2.5] if weights else [1.0]
+    rows = Rows(random.integers(1, 999, count), random.choice(likely, count))
+    plain = draw(st.booleans())
     return Plan(
-        rows=draw(st.integers(batch, 200)),
+        rows=count if plain else rows,
         global_batch_size=batch,
         world_size=world,
         gradient_accumulation_steps=accumulation,
-        epochs=draw(st.integers(1, 3)),
+        epochs=draw(st.integers(2, 4)),
         seed=draw(st.integers(-5, 2**40)),
         max_steps=draw(st.none() | st.integers(1, 50)),
+        window=0 if plain else draw(st.integers(0, 5)),
     )
 
 
+def all_steps(plan: Plan) -> list[np.ndarray]:
+    return [plan.step_rows(step) for step in range(plan.total_steps)]
+
+
+@given(plans(weights=False))
+def test_every_epoch_reads_every_row_once_and_only_the_last_ends_early(plan: Plan) -> None:
+    plan = replace(plan, max_steps=None)
+    read = np.concatenate(all_steps(plan))
+    length = plan.epoch_length
+    assert len(read) + plan.unread == length * plan.epochs
+    assert plan.unread < plan.global_batch_size
+    # A batch that lies in two epochs is sorted as one, so epochs are told apart by count.
+    counts = Counter(read.tolist())
+    assert set(counts) <= set(range(length))
+    assert {counts[row] for row in range(length)} <= {plan.epochs, plan.epochs - 1}
+    for epoch in range(plan.epochs):
+        rows = plan.read(epoch * length, (epoch + 1) * length)
+        assert sorted(rows) == list(range(length))
+
+
 @given(plans())
-def test_an_epoch_reads_every_row_once_but_for_the_last_incomplete_batch(plan: Plan) -> None:
-    for epoch in range(plan.total_steps // plan.steps_per_epoch):
-        first = epoch * plan.steps_per_epoch
-        read = np.concatenate(
-            [plan.step_rows(s) for s in range(first, first + plan.steps_per_epoch)]
-        )
-        assert len(set(read)) == len(read) == plan.rows - plan.rows % plan.global_batch_size
-        assert set(read) <= set(range(plan.rows))
+def test_the_steps_are_the_epochs_orders_cut_into_batches(plan: Plan) -> None:
+    for step, rows in enumerate(all_steps(plan)):
+        start = step * plan.global_batch_size
+        assert sorted(rows) == sorted(plan.read(start, start + plan.global_batch_size))
 
 
 @given(plans())
@@ -48,37 +75,60 @@ def test_ranks_and_micro_batches_share_out_a_step(plan: Plan) -> None:
     assert np.array_equal(np.concatenate(shares), plan.step_rows(step))
 
 
+@given(plans(), st.lists(st.tuples(st.integers(0, 20), st.sampled_from([1, 2, 4])), max_size=20))
+def test_any_breaks_at_any_world_size_leave_the_order_of_global_batches(
+    plan: Plan, breaks: list[tuple[int, int]]
+) -> None:
+    """At each break the run stops after so many steps, and goes on with so many ranks."""
+    plan = replace(plan, global_batch_size=4, gradient_accumulation_steps=1, world_size=1)
+    done, read = 0, []
+    for steps, world_size in [*breaks, (plan.total_steps, 2)]:
+        part = replace(plan, world_size=world_size)
+        for step in range(done, min(done + steps, plan.total_steps)):
+            read.append(np.concatenate([part.rank_rows(step, r, 0) for r in range(world_size)]))
+        saved = json.loads(json.dumps(Ledger.after(part, len(read)).to_dict()))
+        done = Ledger.from_dict(saved).start_step(plan)
+    assert np.array_equal(read, all_steps(plan))
+
+
 @given(plans(), st.data())
 def test_a_ledger_and_what_remains_make_the_epoch_at_any_world_size(
     plan: Plan, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(0, plan.total_steps - 1))
     ledger = Ledger.from_dict(json.loads(json.dumps(Ledger.after(plan, step).to_dict())))
-    other = Plan(plan.rows, plan.global_batch_size, 1, 1, plan.epochs, plan.seed)
+    other = replace(plan, world_size=1, gradient_accumulation_steps=1, max_steps=None)
     assert ledger.start_step(other) == step
-    end = (ledger.epoch + 1) * plan.steps_per_epoch
-    left = np.concatenate([other.step_rows(s) for s in range(step, end)])
-    assert np.array_equal(ledger.remaining, left)
+    length = plan.epoch_length
+    begun = step * plan.global_batch_size
+    assert ledger.epoch == begun // length
+    before = other.read(ledger.epoch * length, begun)
+    whole = other.read(ledger.epoch * length, (ledger.epoch + 1) * length)
+    assert [*before, *ledger.remaining(other)] == whole.tolist()
 
 
-def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
-    orders = {
-        (seed, epoch): tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)
-    }
-    assert len(set(orders.values())) == 4
-    epoch_order.cache_clear()
-    assert tuple(epoch_order(0, 1, 50)) == orders[0, 1]
-    assert not epoch_order(0, 1, 50).flags.writeable
+def test_rows_of_like_length_share_a_batch() -> None:
+    sizes = np.random.default_rng(0).integers(1, 1000, 512)
+    plan = Plan(Rows(sizes, np.ones(512)), 16, 2, 2, window=8)
+    spread = [np.ptp(sizes[rows]) for rows in all_steps(plan)]
+    plain = [np.ptp(sizes[rows]) for rows in all_steps(replace(plan, window=0))]
+    assert np.mean(spread) < 0.25 * np.mean(plain)
+    for step in range(plan.total_steps):
+        micro = [sizes[plan.rank_rows(step, rank, m)].max() for m in (0, 1) for rank in (0, 1)]
+        assert micro == sorted(micro)
 
 
-def test_order_is_the_same_in_every_release() -> None:
-    # A checkpoint's ledger means these rows; another order would train on some of them twice.
-    assert epoch_order(7, 2, 10).tolist() == [0, 3, 5, 1, 8, 4, 9, 2, 6, 7]
+def test_a_step_lies_in_the_epoch_of_its_first_row() -> None:
+    plan = Plan(10, 4, 1, epochs=3)
+    assert plan.total_steps == 7 and plan.unread == 2
+    assert [plan.epoch_of(step) for step in range(7)] == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_max_steps_ends_a_run_early() -> None:
     assert Plan(100, 10, 1, epochs=3, max_steps=12).total_steps == 12
     assert Plan(100, 10, 1, epochs=1, max_steps=12).total_steps == 10
+    assert Plan(101, 10, 1, epochs=1, max_steps=12).unread == 1
+    assert Plan(101, 10, 1, epochs=1, max_steps=9).unread == 0
 
 
 def test_fewer_rows_than_a_batch_is_a_users_mistake() -> None:
@@ -92,10 +142,19 @@ def test_a_batch_that_does_not_divide_is_a_users_mistake() -> None:
 
 
 def test_a_ledger_of_other_data_is_refused() -> None:
-    ledger = Ledger.after(Plan(100, 10, 1, seed=1), 3)
-    for other in (Plan(101, 10, 1, seed=1), Plan(100, 20, 1, seed=1), Plan(100, 10, 1, seed=2)):
-        with pytest.raises(ValueError, match="cannot be continued"):
-            ledger.start_step(other)
+    sizes, weights = np.arange(100), np.ones(100)
+    plan = Plan(Rows(sizes, weights), 10, 1, seed=1, window=2)
+    ledger = Ledger.after(plan, 3)
+    heavier = np.where(sizes == 7, 2.0, 1.0)
+    for change, said in (
+        ({"rows": Rows(np.arange(101), np.ones(101))}, "number of rows and rows or weights"),
+        ({"rows": Rows(sizes, heavier)}, "rows or weights"),
+        ({"global_batch_size": 20}, "global batch"),
+        ({"seed": 2}, "seed"),
+        ({"window": 3}, "length window"),
+    ):
+        with pytest.raises(ValueError, match=f"with another {said}: it cannot be continued"):
+            ledger.start_step(replace(plan, **change))
 
 
 def test_something_else_than_a_ledger_is_refused() -> None:

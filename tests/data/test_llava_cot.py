@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from stagebeam.data.sources import fingerprint, read, read_span, spans
-from stagebeam.data.validate import Refused
-from stagebeam.recipe import LlavaCotSource
+from stagebeam.data.refusal import Refused
+from stagebeam.data.sources import fingerprint, image_store, llava_cot, read, read_span, spans
+from stagebeam.data.sources import row as row_module
 from stagebeam.records import Example, Image, Message
+from stagebeam.source_config import LlavaCotSource
 
 HUMAN = {"from": "human", "value": "How many?"}
 GPT = {"from": "gpt", "value": "Four."}
@@ -79,9 +80,11 @@ def test_several_turns_and_no_image_are_legal(folder: Path) -> None:
         (row("a", conversations=[HUMAN, {"from": "gpt"}]), "a", "Turn 2 has no 'value'"),
         (row("a", conversations=[{"value": "x"}]), "a", "Turn 1 has no 'from'"),
         (row("a", conversations=[{**HUMAN, "value": 3}]), "a", "Turn 1 has a 'value' that is not"),
-        (row("a", conversations=[{**HUMAN, "from": "bard"}]), "a", "from 'bard', neither"),
+        (row("a", conversations=[{**HUMAN, "from": "bard"}]), "a", "from 'bard', not a human"),
         (row("a", 5), "a", "'image' that is not text"),
-        (row("a", ["sqa/1.png"]), "a", "'image' that is not text"),
+        (row("a", ["sqa/1.png", None]), "a", "'image' that is not text"),
+        (row("a", ["sqa/1.png", "../secret.png"]), "a", "leads out of the image folder"),
+        (row("a", "sqa/9.png") | {"id": "\ud800"}, "?", "There is no image file"),
         (row("a", "sqa/9.png"), "a", "There is no image file sqa/9.png"),
         (row("a", "sqa"), "a", "There is no image file sqa"),
         (row("a", ""), "a", "There is no image file"),
@@ -106,6 +109,52 @@ def test_a_row_of_another_form_is_refused_and_the_next_one_read(
     assert isinstance(good, Example) and good.id == "good"
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (b"{", "malformed row"),
+        (row("a", "sqa/9.png"), "missing image"),
+        (row("a", "../secret.png"), "unsafe path"),
+    ],
+)
+def test_a_refusal_says_its_kind_and_keeps_the_line(folder: Path, line: object, fault: str) -> None:
+    (refused,) = read(write(folder, line))
+    assert isinstance(refused, Refused) and refused.fault == fault
+    assert refused.row.rstrip() == (line.decode() if isinstance(line, bytes) else json.dumps(line))
+
+
+def test_several_images_are_legal_and_the_first_names_the_source(folder: Path) -> None:
+    (example,) = read(write(folder, row("a", ["sqa/1.png", "loose.png"])))
+    assert isinstance(example, Example)
+    assert [image.path for image in example.images] == ["sqa/1.png", "loose.png"]
+    assert example.source == "llava_cot/sqa"
+
+
+def test_a_last_line_that_is_cut_short_is_refused_under_its_place(folder: Path) -> None:
+    source = write(folder, row("a"), row("b"))
+    source.annotations.write_bytes(source.annotations.read_bytes()[:-9])
+    assert [r.id for r in read(source)] == ["a", "train.jsonl:2"]
+
+
+def test_a_line_that_is_too_long_is_refused_without_being_held(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llava_cot, "MAX_ROW_BYTES", 400)
+    monkeypatch.setattr(row_module, "MAX_ROW_BYTES", 400)
+    source = write(folder, row("a"), row("b" * 5000), row("c"))
+    expected = ["a", "train.jsonl:2", "c"]
+    assert [r.id for r in read(source)] == expected
+    assert [r.id for span in spans(source, 1) for r in read_span(span)] == expected
+
+
+def test_an_image_that_is_too_large_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_store, "MAX_IMAGE_BYTES", 20)
+    (refused,) = read(write(folder, row("a")))
+    assert isinstance(refused, Refused) and refused.fault == "large image"
+
+
 def test_blank_lines_are_skipped_and_lines_numbered_as_in_the_file(folder: Path) -> None:
     rows = list(read(write(folder, b"", row("a"), b"  ", b"{", b"")))
     assert [r.id for r in rows] == ["a", "train.jsonl:4"]
@@ -128,7 +177,7 @@ def test_limit_ends_the_reading(folder: Path) -> None:
 def test_stretches_together_are_the_source(folder: Path, size: int) -> None:
     source = write(folder, row("ä"), b"", b"{", row("b", "sqa/9.png"), row("c"), b"[]")
     cut = list(spans(source, size))
-    assert sum(span.rows for span in cut) == 6
+    assert sum(span.rows or 0 for span in cut) == 6
     assert [r for span in cut for r in read_span(span)] == list(read(source))
 
 

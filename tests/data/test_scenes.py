@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PilImage
 
 from stagebeam.data.sources.scenes import CELL, LEVELS, PAPER, RGB, draw, draw_range
-from stagebeam.recipe import ScenesSource
 from stagebeam.records import Example
+from stagebeam.source_config import ScenesSource
 from stagebeam.stages import Stage, parse
 
 LETTERS = "ABCD"

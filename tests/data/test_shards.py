@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
 
+from stagebeam.data import parts as parts_module
 from stagebeam.data import shards as shards_module
-from stagebeam.data.shards import ShardReader, iter_examples, read_manifest, survey, write_shards
-from stagebeam.data.validate import Refused
-from stagebeam.recipe import DataConfig, ScenesSource
+from stagebeam.data.manifest import read_manifest
+from stagebeam.data.shards import ShardReader, iter_examples
+from stagebeam.data.writing import write_shards
+from stagebeam.recipe import DataConfig
 from stagebeam.records import Example
 
 Make = Callable[..., Example]
@@ -19,16 +20,7 @@ Make = Callable[..., Example]
 
 @pytest.fixture
 def config(tmp_path: Path) -> DataConfig:
-    return DataConfig(shards=tmp_path / "shards", rows_per_shard=4, sources=(_source(0),))
-
-
-def _source(seed: int) -> ScenesSource:
-    return ScenesSource(rows=3, seed=seed)
-
-
-def _never() -> Iterator[Example]:
-    raise AssertionError("the rows were read")
-    yield
+    return DataConfig(shards=tmp_path / "shards", rows_per_shard=4)
 
 
 def test_examples_come_back_as_they_went_in(make_example: Make, config: DataConfig) -> None:
@@ -50,7 +42,7 @@ def test_examples_come_back_as_they_went_in(make_example: Make, config: DataConf
 def test_rows_are_found_over_many_row_groups_with_a_small_cache(
     make_example: Make, config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "_GROUP_ROWS", 3)
+    monkeypatch.setattr(parts_module, "_GROUP_ROWS", 3)
     monkeypatch.setattr(shards_module, "_CACHE_BYTES", 1)
     wide = config.model_copy(update={"rows_per_shard": 10})
     examples = [make_example(n) for n in range(27)]
@@ -64,7 +56,7 @@ def test_rows_are_found_over_many_row_groups_with_a_small_cache(
 def test_large_images_make_small_row_groups(
     make_example: Make, config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(parts_module, "_GROUP_BYTES", 1)
     write_shards([make_example(n) for n in range(4)], config.shards, config)
     assert len(ShardReader(config.shards)._groups) == 4
 
@@ -92,107 +84,6 @@ def test_datasets_opens_the_shards(make_example: Make, config: DataConfig, tmp_p
     assert loaded[3]["choices"] == ["1", "2"]
 
 
-def test_the_manifest_adds_up(make_example: Make, config: DataConfig) -> None:
-    rows: list[Example | Refused] = [make_example(n) for n in range(5)]
-    rows.insert(2, Refused("bad", "It was so."))
-    rows.append(make_example(1))
-    seen: list[int] = []
-    manifest = write_shards(rows, config.shards, config, on_progress=seen.append)
-    assert manifest == read_manifest(config.shards)
-    assert manifest.rows == 5 == sum(s.rows for s in manifest.shards)
-    assert manifest.sources == {"small/even": 3, "small/odd": 2}
-    assert [(r.id, r.reason) for r in manifest.refused] == [
-        ("bad", "It was so."),
-        ("row-001", "An earlier row has the same id."),
-    ]
-    assert manifest.rows + len(manifest.refused) == len(rows) == seen[-1]
-    for shard in manifest.shards:
-        data = (config.shards / shard.file).read_bytes()
-        assert shard.bytes == len(data)
-        assert shard.sha256 == hashlib.sha256(data).hexdigest()
-    assert survey(rows, config) == manifest.model_copy(update={"shards": ()})
-
-
-def test_the_same_rows_make_the_same_files(make_example: Make, config: DataConfig) -> None:
-    rows = [make_example(n) for n in range(6)]
-    first = write_shards(rows, config.shards, config)
-    assert write_shards(rows, config.shards.with_name("again"), config) == first
-
-
-def test_finished_shards_are_left_alone(make_example: Make, config: DataConfig) -> None:
-    manifest = write_shards([make_example()], config.shards, config)
-    before = (config.shards / "part-00000.parquet").stat().st_mtime_ns
-    assert write_shards(_never(), config.shards, config) == manifest
-    assert (config.shards / "part-00000.parquet").stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sources": (_source(1),)},
-        {"rows_per_shard": 5},
-        {"require_stages": False},
-        {"max_image_pixels": 7},
-    ],
-)
-def test_shards_of_other_settings_are_replaced_only_when_told_so(
-    make_example: Make, config: DataConfig, change: dict[str, object]
-) -> None:
-    write_shards([make_example(n) for n in range(9)], config.shards, config)
-    other = config.model_copy(update=change)
-    with pytest.raises(ValueError, match=r"other sources or settings.*--fresh"):
-        write_shards(_never(), config.shards, other)
-    write_shards([make_example(20)], config.shards, other, fresh=True)
-    assert [e.id for e in iter_examples(config.shards)] == ["row-020"]
-    assert _files(config.shards) == {"manifest.json", "part-00000.parquet"}
-
-
-def _files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def _breaking(make_example: Make, error: BaseException) -> Iterator[Example]:
-    yield from (make_example(n) for n in range(6))
-    raise error
-
-
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
-def test_a_break_in_the_middle_leaves_nothing(
-    make_example: Make, config: DataConfig, tmp_path: Path, error: BaseException
-) -> None:
-    deep = tmp_path / "new" / "deep"
-    with pytest.raises(type(error)):
-        write_shards(_breaking(make_example, error), deep, config)
-    assert _files(tmp_path) == set()
-
-
-def test_a_break_in_a_fresh_run_leaves_the_old_shards(
-    make_example: Make, config: DataConfig
-) -> None:
-    old = write_shards([make_example(n) for n in range(3)], config.shards, config)
-    with pytest.raises(RuntimeError):
-        write_shards(_breaking(make_example, RuntimeError()), config.shards, config, fresh=True)
-    assert read_manifest(config.shards) == old
-    assert _files(config.shards) == {"manifest.json", "part-00000.parquet"}
-    assert len(list(iter_examples(config.shards))) == 3
-
-
-def test_what_a_killed_run_left_is_cleared(make_example: Make, config: DataConfig) -> None:
-    (config.shards / ".partial").mkdir(parents=True)
-    for left in (".partial/part-00000.parquet", "part-00000.parquet", "part-00007.parquet"):
-        (config.shards / left).write_bytes(b"half")
-    write_shards([make_example()], config.shards, config)
-    assert _files(config.shards) == {"manifest.json", "part-00000.parquet"}
-    assert [e.id for e in iter_examples(config.shards)] == ["row-000"]
-
-
-def test_no_usable_row_is_an_error_that_says_why(config: DataConfig) -> None:
-    rows = [Refused("a", "It was so."), Refused("b", "It was else.")]
-    with pytest.raises(ValueError, match=r"none of 2 rows is usable.*It was so\."):
-        write_shards(rows, config.shards, config)
-    assert not config.shards.exists()
-
-
 def test_a_folder_without_a_manifest_is_not_a_set_of_shards(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match=r"no prepared shards in .*manifest\.json"):
@@ -205,6 +96,8 @@ def test_a_folder_without_a_manifest_is_not_a_set_of_shards(tmp_path: Path) -> N
         (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
         (lambda folder: _set(folder, "schema_version", 2), "schema_version"),
         (lambda folder: _set(folder, "rows", None), "rows"),
+        (lambda folder: _set(folder, "read", 3), "1 rows and 0 refused are not the 3 read"),
+        (lambda folder: _set(folder, "faults", {"turns": 1}), "do not add up"),
         (lambda folder: (folder / "part-00000.parquet").unlink(), r"part-00000.* is missing"),
         (lambda folder: (folder / "part-00000.parquet").write_bytes(b"x"), "has 1 bytes"),
     ],
@@ -222,3 +115,16 @@ def test_damage_is_named(
 def _set(folder: Path, key: str, value: object) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+
+def test_a_manifest_from_before_the_counts_by_fault_is_read(
+    make_example: Make, config: DataConfig
+) -> None:
+    written = write_shards([make_example(), make_example()], config.shards, config)
+    path = config.shards / "manifest.json"
+    earlier = json.loads(path.read_text())
+    del earlier["read"], earlier["faults"], earlier["refused"][0]["fault"]
+    path.write_text(json.dumps(earlier))
+    manifest = read_manifest(config.shards)
+    assert (manifest.read, manifest.rows) == (written.read, written.rows) == (2, 1)
+    assert manifest.faults == {"malformed row": 1}

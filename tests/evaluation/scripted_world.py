@@ -16,9 +16,10 @@ from PIL import Image as Picture
 from PIL import ImageDraw
 
 from stagebeam.evaluation.answers import AnswerStore, Rows, name_of, summarise
-from stagebeam.evaluation.ask import Ask, prompt_of, run_method
+from stagebeam.evaluation.ask import Ask, run_method
 from stagebeam.evaluation.cases import Case, cases_of
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
+from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import (
     JudgeResult,
     JudgeTrainingCost,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from stagebeam.evaluation.answers import (
@@ -150,9 +152,10 @@ def test_a_store_opened_again_knows_what_is_finished_but_asks_failures_anew(tmp_
     store.add(row("greedy", "a", True), trace("two"))
     store.add(AnswerRow.failure("greedy", 1, example("b"), "down", 1), None)
     again = AnswerStore(tmp_path)
-    assert again.finished("greedy", 1, "a") is not None
-    assert again.finished("greedy", 1, "b") is None
-    assert again.finished("majority", 1, "a") is None
+    assert again.finished("greedy", 1, example("a")) is not None
+    assert again.finished("greedy", 1, example("b")) is None
+    assert again.finished("majority", 1, example("a")) is None
+    assert again.finished("greedy", 1, replace(example("a"), answer="9")) is None
     assert set(again.traces()) == {"two"}
     assert AnswerStore(tmp_path, fresh=True).empty
     assert not again._traces.exists()
@@ -167,7 +170,7 @@ def test_a_line_that_a_killed_run_left_half_written_is_dropped(tmp_path):
     again = AnswerStore(tmp_path)
     again.add(row("greedy", "b", True), trace("six"))
     assert set(AnswerStore(tmp_path).traces()) == {"two", "six"}
-    assert AnswerStore(tmp_path).finished("greedy", 1, "b") is not None
+    assert AnswerStore(tmp_path).finished("greedy", 1, example("b")) is not None
 
 
 def test_a_damaged_line_is_named(tmp_path):

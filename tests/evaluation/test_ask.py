@@ -9,7 +9,8 @@ from scripted_world import SETTINGS, ScriptedGenerator, World, example
 
 from stagebeam.evaluation import ask as asking
 from stagebeam.evaluation.answers import AnswerStore
-from stagebeam.evaluation.ask import GeneratorAsk, HttpAsk, prompt_of, run_method
+from stagebeam.evaluation.ask import GeneratorAsk, HttpAsk, run_method
+from stagebeam.evaluation.question import prompt_of
 from stagebeam.records import Message
 
 EXAMPLES = tuple(example(number) for number in range(12))

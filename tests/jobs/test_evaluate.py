@@ -22,7 +22,7 @@ from scripted_server import WorldSearcher, http_world
 from scripted_world import ScriptedGenerator, World, example
 
 from jobs.evaluate import alone, evaluate, load_questions
-from stagebeam.data.shards import write_shards
+from stagebeam.data.writing import write_shards
 from stagebeam.inference.verdict import wording
 from stagebeam.models.tiny import build_tiny
 from stagebeam.recipe import DataConfig, JudgeConfig, Recipe, ServeConfig, load_recipe
@@ -127,16 +127,13 @@ def test_a_finished_evaluation_asks_nothing_again_unless_it_is_fresh(recipe, sea
         assert len(searcher.asked) == 2 * METHODS * ROWS
 
 
-@pytest.mark.parametrize("what", ["generator", "questions", "search"])
+@pytest.mark.parametrize("what", ["generator", "search"])
 def test_answers_of_another_run_are_never_mixed_in(what, recipe, searcher, world, console):
     with http_world(searcher) as url:
         evaluate(recipe, url=url, console=console)
     assert recipe.evaluation is not None
     if what == "generator":
         searcher.generator = ScriptedGenerator(world, skill=0.9)
-    elif what == "questions":
-        fewer = recipe.evaluation.model_copy(update={"rows": 5})
-        recipe = recipe.model_copy(update={"evaluation": fewer})
     else:
         search = recipe.search.model_copy(update={"seed": 7})
         recipe = recipe.model_copy(update={"search": search})
@@ -144,6 +141,21 @@ def test_answers_of_another_run_are_never_mixed_in(what, recipe, searcher, world
         with pytest.raises(ValueError, match=f"holds answers with another {what}; .*--fresh"):
             evaluate(recipe, url=url, console=console)
         evaluate(recipe, url=url, fresh=True, console=console)
+
+
+def test_more_questions_and_candidates_ask_only_what_is_new(recipe, searcher, console):
+    assert recipe.evaluation is not None
+    fewer = recipe.evaluation.model_copy(update={"rows": 5, "candidates": (2,)})
+    more = recipe.evaluation.model_copy(update={"candidates": (1, 2)})
+    with http_world(searcher) as url:
+        evaluate(recipe.model_copy(update={"evaluation": fewer}), url=url, console=console)
+        asked = len(searcher.asked)
+        assert report_of(recipe)["greedy"]["questions"] == 5
+        evaluate(recipe.model_copy(update={"evaluation": more}), url=url, console=console)
+    assert len(searcher.asked) == (METHODS + 3) * ROWS
+    assert asked == METHODS * 5
+    assert report_of(recipe)["greedy"]["questions"] == ROWS
+    assert set(report_of(recipe)["stage_beam"]) == {"1", "2"}
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(recipe_file, searcher, world):

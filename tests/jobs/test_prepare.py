@@ -1,25 +1,43 @@
-"""Preparing a recipe's sources, in this process and from the command line."""
+"""Preparing a recipe's sources, in this process, from the command line, and killed in between."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import logging
 import os
+import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
+import datasets
+import psutil
 import pytest
 import ray
 import yaml
 from PIL import Image as PilImage
 
-from jobs.prepare import check, folders, prepare
-from stagebeam.data.shards import iter_examples, read_manifest
-from stagebeam.data.sources import read
+from jobs.prepare import check, prepare
+from stagebeam.data.layout import Layout
+from stagebeam.data.manifest import read_manifest
+from stagebeam.data.shards import iter_examples
+from stagebeam.data.sources import Span, read, spans
 from stagebeam.recipe import load_recipe
+from stagebeam.records import Example, Image, Message
+from stagebeam.source_config import Source
 from stagebeam.stages import STAGES, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,12 +65,19 @@ def cluster() -> Iterator[None]:
 def write_recipe(tmp_path: Path) -> Write:
     """A recipe with these sources, its shards under tmp_path."""
 
-    def write(*sources: dict[str, object], held_out: bool = True, **data: object) -> Path:
+    def write(
+        *sources: dict[str, object],
+        held_out: bool = True,
+        held_out_rows: dict[str, object] | None = None,
+        **data: object,
+    ) -> Path:
         recipe: dict[str, object] = {
             "name": "small",
             "model": {"path": "unused"},
             "data": {"shards": str(tmp_path / "train"), "sources": list(sources), **data},
         }
+        if held_out_rows is not None:
+            recipe["data"] = {**cast(dict[str, object], recipe["data"]), "held_out": held_out_rows}
         if held_out:
             recipe["evaluation"] = {
                 "output_dir": str(tmp_path / "report"),
@@ -114,8 +139,43 @@ def test_held_out_sources_go_to_the_evaluations_shards(write_recipe: Write, tmp_
         tmp_path / "train": {"train": 5},
         tmp_path / "test": {"test": 3, "val": 2},
     }
-    together = folders(load_recipe(write_recipe(*sources, held_out=False)))
-    assert list(together) == [tmp_path / "train"]
+    together = Layout.of(load_recipe(write_recipe(*sources, held_out=False)))
+    assert together.folders == (tmp_path / "train",)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_share_of_the_training_rows_is_held_out(write_recipe: Write, tmp_path: Path) -> None:
+    held_out = {"share": 0.2, "split": "val"}
+    one = write_recipe(scenes(500), rows_per_shard=100, held_out_rows=held_out)
+    manifests = prepare(load_recipe(one))
+    train, val = manifests[tmp_path / "train"], manifests[tmp_path / "test"]
+    assert train.splits == {"train": train.rows} and val.splits == {"val": val.rows}
+    assert train.rows + val.rows == 500 and 60 < val.rows < 140
+
+
+def test_rows_are_not_held_out_into_training(write_recipe: Write) -> None:
+    path = write_recipe(scenes(5), held_out_rows={"share": 0.2, "split": "train"})
+    with pytest.raises(ValueError, match="must be another split than train"):
+        prepare(load_recipe(path))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_tar_of_unknown_length_is_one_task_and_several_shards(
+    write_recipe: Write, tmp_path: Path
+) -> None:
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": STAGED}]
+    with tarfile.open(tmp_path / "rows.tar", "w") as tar:
+        for n in range(6):
+            row = json.dumps({"id": f"row-{n}", "answer": str(n), "conversations": turns}).encode()
+            member = tarfile.TarInfo(f"{n}.json")
+            member.size = len(row)
+            tar.addfile(member, io.BytesIO(row))
+    source = {"kind": "webdataset", "shards": str(tmp_path / "*.tar"), "deduplicate": False}
+    told: list[tuple[int, int | None]] = []
+    recipe = load_recipe(write_recipe(source, rows_per_shard=4))
+    manifest = prepare(recipe, on_progress=lambda *now: told.append(now))[tmp_path / "train"]
+    assert [shard.rows for shard in manifest.shards] == [4, 2]
+    assert told == [(6, None)]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -123,18 +183,20 @@ def test_refusals_and_rows_add_up(
     write_recipe: Write, llava_cot: dict[str, object], tmp_path: Path
 ) -> None:
     recipe = load_recipe(write_recipe(llava_cot, scenes(130)))
-    told: list[tuple[Path, int, int]] = []
+    told: list[tuple[int, int | None]] = []
     checked = check(recipe, on_progress=lambda *now: told.append(now))
     assert not (tmp_path / "train").exists()
     manifest = prepare(recipe)[tmp_path / "train"]
     assert checked[tmp_path / "train"] == manifest.model_copy(update={"shards": ()})
-    assert manifest.rows == 133
+    assert (manifest.rows, manifest.read) == (133, 137)
     assert manifest.sources["llava_cot/sqa"] == 2 and manifest.sources["llava_cot/text"] == 1
-    reasons = {(r.id, r.reason) for r in manifest.refused}
-    assert {name for name, _ in reasons} == {"a", "c", "d", "e"}
-    assert ("a", "An earlier row has the same id.") in reasons
-    assert ("d", "The image path ../recipe.yaml leads out of the image folder.") in reasons
-    assert told[-1] == (tmp_path / "train", 137, 137)
+    assert {(r.id, r.fault) for r in manifest.refused} == {
+        ("a", "duplicate"),
+        ("c", "broken image"),
+        ("d", "unsafe path"),
+        ("e", "stages"),
+    }
+    assert told[-1] == (137, 137)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -160,11 +222,142 @@ def test_a_mistake_in_one_folder_is_told_before_another_is_written(
     assert read_manifest(tmp_path / "test").rows == 5
 
 
+@pytest.mark.usefixtures("cluster")
+def test_nothing_usable_leaves_nothing(
+    write_recipe: Write, llava_cot: dict[str, object], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(llava_cot, max_image_pixels=1))
+    (tmp_path / "train.jsonl").write_text("{\n[]\n")
+    with pytest.raises(
+        ValueError, match="none of 2 rows is usable; the first refusal: The row is not valid"
+    ):
+        prepare(recipe)
+    assert not (tmp_path / "train").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_source_that_is_wrong_inside_a_task_is_one_sentence(
+    write_recipe: Write,
+    llava_cot: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def then_gone(source: Source, rows: int) -> list[Span[Source]]:
+        found = list(spans(source, rows))
+        (tmp_path / "train.jsonl").unlink()
+        return found
+
+    monkeypatch.setattr("jobs.prepare.spans", then_gone)
+    with pytest.raises(ValueError, match=r"^Cannot open the annotations .*train\.jsonl: No such"):
+        prepare(load_recipe(write_recipe(llava_cot)))
+    assert not (tmp_path / "train").exists()
+
+
+ROWS, EACH, SPAN = 2000, 20, 250
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A source of ROWS rows, EACH of every fault, and what should be left."""
+
+    source: dict[str, object]
+    good: list[Example]
+    faults: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+    folder = tmp_path_factory.mktemp("faulty")
+    (folder / "images" / "vqa").mkdir(parents=True)
+    images = []
+    for number in range(100):
+        buffer = io.BytesIO()
+        PilImage.effect_noise((16, 16), number + 1).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+        (folder / "images" / "vqa" / f"{number}.png").write_bytes(buffer.getvalue())
+    (folder / "images" / "vqa" / "cut.png").write_bytes(images[0][:-30])
+    rng = random.Random(0)
+    places = rng.sample(range(1, ROWS), 5 * EACH)
+    kinds = ("broken", "missing", "type", "truncated", "duplicate")
+    kind_of = {place: kinds[n % 5] for n, place in enumerate(places)}
+    lines: list[str] = []
+    good: list[Example] = []
+    earlier: dict[str, object] = {}
+    for n in range(ROWS):
+        image = f"vqa/{n % 100}.png"
+        turns = [{"from": "human", "value": f"Wíe {n}?"}, {"from": "gpt", "value": STAGED}]
+        row: dict[str, object] = {"id": f"row-{n}", "image": image, "conversations": turns}
+        kind = kind_of.get(n)
+        if kind == "broken":
+            row["image"] = "vqa/cut.png"
+        elif kind == "missing":
+            row["image"] = "vqa/none.png"
+        elif kind == "type":
+            row["conversations"] = "text" if n % 2 else [1, 2]
+        elif kind == "duplicate":
+            row = {**earlier, "id": f"row-{n}"}
+        line = json.dumps(row, ensure_ascii=False)
+        lines.append(line[: len(line) // 2] if kind == "truncated" else line)
+        if kind is None:
+            earlier = row
+            messages = (Message("user", f"Wíe {n}?"), Message("assistant", STAGED))
+            picture = (Image(images[n % 100], image),)
+            good.append(Example(f"row-{n}", picture, messages, "llava_cot/vqa"))
+    (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source: dict[str, object] = {
+        "kind": "llava_cot",
+        "annotations": str(folder / "train.jsonl"),
+        "image_root": str(folder / "images"),
+    }
+    faults = {"broken image": EACH, "duplicate": EACH, "malformed row": 2 * EACH}
+    return Faulty(source, good, {**faults, "missing image": EACH})
+
+
+@pytest.mark.usefixtures("cluster")
+def test_counts_add_up_over_a_source_with_faults(
+    write_recipe: Write, faulty: Faulty, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(faulty.source, rows_per_shard=SPAN))
+    checked = check(recipe)[tmp_path / "train"]
+    assert not (tmp_path / "train").exists()
+    manifest = prepare(recipe)[tmp_path / "train"]
+    assert checked == manifest.model_copy(update={"shards": ()})
+    assert manifest.faults == faulty.faults
+    assert (manifest.read, manifest.rows) == (ROWS, ROWS - 5 * EACH) == (ROWS, len(faulty.good))
+    assert list(iter_examples(tmp_path / "train")) == faulty.good
+    records = [json.loads(s) for s in (tmp_path / "train" / "refused.jsonl").open()]
+    assert [(r["id"], r["fault"]) for r in records] == [(r.id, r.fault) for r in manifest.refused]
+    assert {(r["kind"], r["place"]) for r in records} == {
+        ("llava_cot", str(faulty.source["annotations"]))
+    }
+    assert all(r["row"] for r in records if r["fault"] != "duplicate")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_datasets_opens_the_shards_and_their_images(
+    write_recipe: Write, faulty: Faulty, tmp_path: Path
+) -> None:
+    prepare(load_recipe(write_recipe(faulty.source, rows_per_shard=SPAN)))
+    loaded = datasets.load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "train" / "*.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert [row["id"] for row in loaded] == [example.id for example in faulty.good]
+    loaded = loaded.cast_column("images", datasets.List(datasets.Image()))
+    for row in loaded.select(range(0, len(loaded), 100)):
+        assert row["images"][0].size == (16, 16)
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"platform{os.pathsep}.", "COLUMNS": "200"}
+
+
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "jobs.prepare", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"platform{os.pathsep}."},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=240,
@@ -178,13 +371,16 @@ def test_the_command_writes_shards_and_shows_counts_and_refusals(
     checked = run(path, "--check")
     assert checked.returncode == 0, checked.stderr
     assert "c: The image sqa/cut.png does not decode" in checked.stdout
+    assert re.search(r"read\W+7\W", checked.stdout)
     assert not (tmp_path / "train").exists()
     done = run(path)
     assert done.returncode == 0, done.stderr
     assert read_manifest(tmp_path / "train").rows == 3
     assert read_manifest(tmp_path / "test").rows == 4
-    for said in ("llava_cot/sqa", "together", "refused", "e: Message 2 is not a staged answer"):
+    for said in ("llava_cot/sqa", "usable", "refused", "e: Message 2 is not a staged answer"):
         assert said in done.stdout
+    again = run(path)
+    assert again.stdout == done.stdout and again.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -198,7 +394,7 @@ def test_the_command_writes_shards_and_shows_counts_and_refusals(
         ),
         (
             {"kind": "llava_cot", "annotations": "a.jsonl", "image_root": "no/where"},
-            "no image folder no/where",
+            "no image folder or zip file no/where",
         ),
     ],
 )
@@ -218,3 +414,92 @@ def test_no_sources_and_no_recipe_are_mistakes(write_recipe: Write, tmp_path: Pa
     absent = run(tmp_path / "absent.yaml")
     assert absent.returncode == 2
     assert "no recipe file" in absent.stderr
+
+
+def hashes(*folders: Path) -> dict[str, str]:
+    return {
+        f"{folder.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in folder.iterdir()
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """What a killed job leaves of its Ray session lies here; the path is short, for its sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_when(moment: Callable[[], bool], ray_folder: Path, *arguments: object) -> bool:
+    """Run the job and kill it, and the cluster that it started, at a moment; False if it ended
+    before."""
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.prepare", *map(str, arguments)],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "TMPDIR": str(ray_folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while not moment() and job.poll() is None:
+            time.sleep(0.01)
+        ended = job.poll() is not None
+    finally:
+        children = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
+        job.send_signal(signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        job.wait()
+        psutil.wait_procs(children, timeout=30)
+    return not ended
+
+
+def test_a_killed_run_is_continued_to_the_same_shards(
+    cluster: None, write_recipe: Write, faulty: Faulty, tmp_path: Path, ray_folder: Path
+) -> None:
+    sources = (faulty.source, scenes(6000), scenes(300, split="test"))
+    data: dict[str, object] = {"rows_per_shard": SPAN, "held_out_rows": {"share": 0.1}}
+    path = write_recipe(*sources, **data)
+    folders = (tmp_path / "train", tmp_path / "test")
+    manifests = prepare(load_recipe(path))
+    unbroken = hashes(*folders)
+    counts = {folder: (m.rows, m.read, m.faults) for folder, m in manifests.items()}
+    for folder in folders:
+        shutil.rmtree(folder)
+
+    # Another run's shards are there, which --fresh is to replace.
+    other = prepare(load_recipe(write_recipe(scenes(30), scenes(20, split="test"))))
+    write_recipe(*sources, **data)
+    unfinished = tmp_path / "train" / ".partial"
+
+    def marks() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in unfinished.glob("*/mark-*.parquet")}
+
+    def reached(enough: int) -> bool:
+        return len(marks()) >= enough
+
+    def moving() -> bool:
+        return not (tmp_path / "train" / "manifest.json").exists()
+
+    ends = []
+    for enough in (1, 9, 22):
+        before = marks()
+        assert kill_when(partial(reached, enough), ray_folder, path, "--fresh")
+        assert before.items() <= marks().items()  # what was finished is not done again
+        for folder in folders:
+            assert read_manifest(folder) == other[folder]
+        ends.append(len(marks()))
+    assert 1 <= ends[0] < ends[1] < ends[2]
+    kill_when(moving, ray_folder, path, "--fresh")  # among the moves, if it can be hit
+    done = run(path, "--fresh") if unfinished.exists() else run(path)
+    assert done.returncode == 0, done.stderr
+    assert hashes(*folders) == unbroken
+    now = {folder: read_manifest(folder) for folder in folders}
+    assert {folder: (m.rows, m.read, m.faults) for folder, m in now.items()} == counts
+    assert sum(m.read for m in now.values()) == ROWS + 6300
+    assert not unfinished.exists() and not (tmp_path / "test" / ".partial").exists()

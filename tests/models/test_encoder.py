@@ -90,9 +90,25 @@ def test_a_broken_image_is_refused(
         encoder.encode(replace(example, images=(Image(data),)))
 
 
+def test_a_row_that_cannot_be_trained_on_is_told_and_leaves_its_neighbours_alone(
+    tiny_folder: Path, scenes: list[Example]
+) -> None:
+    good, broken = with_image(scenes), replace(with_image(scenes), id="broken")
+    broken = replace(broken, images=(Image(b"not an image"),))
+    alone, none = (encoder := MllamaEncoder(str(tiny_folder)))([good])
+    batch, refused = encoder([broken, good])
+    assert none == {} and refused == {"broken": "An image cannot be decoded."}
+    assert (batch["labels"][0] == IGNORE).all() and batch["image_mask"].tolist() == [[0], [1]]
+    assert np.array_equal(batch["input_ids"][1], alone["input_ids"][0])
+    assert np.array_equal(batch["labels"][1], alone["labels"][0])
+    assert np.array_equal(batch["pixel_values"], alone["pixel_values"])
+    long = MllamaEncoder(str(tiny_folder), max_length=7)([good])[1]
+    assert f"Row {good.id} has" in long[good.id] and "more than 7" in long[good.id]
+
+
 def test_a_batch_has_the_documented_shapes(encoder: MllamaEncoder, scenes: list[Example]) -> None:
     rows = [with_image(scenes, turns=2), text_only(scenes)]
-    batch = encoder(rows)
+    batch, _ = encoder(rows)
     encoded = [encoder.encode(example) for example in rows]
     width = max(len(row.input_ids) for row in encoded)
     assert {key: value.shape for key, value in batch.items()} == {
@@ -100,7 +116,7 @@ def test_a_batch_has_the_documented_shapes(encoder: MllamaEncoder, scenes: list[
         "labels": (2, width),
         "attention_mask": (2, width),
         "cross_attention_mask": (2, width, 1, 1),
-        "pixel_values": (2, 1, 1, 3, 48, 48),
+        "pixel_values": (1, 3, 48, 48),
         "aspect_ratio_ids": (2, 1),
         "aspect_ratio_mask": (2, 1, 1),
         "image_mask": (2, 1),
@@ -117,7 +133,7 @@ def test_tokens_look_at_the_image_from_its_own_token_on_and_text_rows_never(
     encoder: MllamaEncoder, scenes: list[Example]
 ) -> None:
     rows = [with_image(scenes), text_only(scenes)]
-    batch = encoder(rows)
+    batch, _ = encoder(rows)
     place = encoder.encode(rows[0]).input_ids.index(encoder.processor.image_token_id)
     looks = batch["cross_attention_mask"][:, :, 0, 0]
     assert not looks[0, :place].any()

@@ -15,7 +15,7 @@ PEAK = 0.01
 
 def rates(steps: int, steps_per_epoch: int = 5, **changes: Any) -> list[float]:
     config = TrainConfig(output_dir=Path("unused"), learning_rate=PEAK, **changes)
-    return [learning_rate(config, step, steps, steps_per_epoch) for step in range(steps)]
+    return [learning_rate(config, step, steps, step // steps_per_epoch) for step in range(steps)]
 
 
 def test_constant_stays() -> None:

@@ -68,14 +68,14 @@ def mixed(
     """Three gold rows and two pairs."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     write_preferences(path, pairs)
-    return tensors(PreferenceEncoder(loaded.encoder, path, 2 / 3)(gold))
+    return tensors(PreferenceEncoder(loaded.encoder, path, 2 / 3)(gold)[0])
 
 
 def test_supervised_is_the_cross_entropy_of_the_answers(
     loaded: Loaded, gold: list[Example]
 ) -> None:
     objective = Supervised(loaded.model, loaded.encoder)
-    batch = tensors(loaded.encoder(gold))
+    batch = tensors(loaded.encoder(gold)[0])
     sums = by_hand(loaded, batch)
     with torch.no_grad():
         assert objective.row_logprobs(batch).tolist() == pytest.approx(sums, rel=1e-5)
@@ -90,7 +90,7 @@ def test_a_sum_over_parts_of_a_batch_is_the_sum_over_the_batch(
 ) -> None:
     """What makes the loss the same at every world size and accumulation."""
     objective = Supervised(loaded.model, loaded.encoder)
-    whole, first, rest = (tensors(loaded.encoder(part)) for part in (gold, gold[:1], gold[1:]))
+    whole, first, rest = (tensors(loaded.encoder(part)[0]) for part in (gold, gold[:1], gold[1:]))
     with torch.no_grad():
         parts = objective(**first) + objective(**rest)
         assert parts.item() == pytest.approx(objective(**whole).item(), rel=1e-5)
@@ -115,7 +115,7 @@ def test_preference_divides_by_gold_tokens_and_by_pairs(
     loaded: Loaded, gold: list[Example], mixed: Tensors
 ) -> None:
     objective = Preference(loaded.model, loaded.encoder, pair_weight=0.25)
-    alone = Supervised(loaded.model, loaded.encoder).weights(**tensors(loaded.encoder(gold)))
+    alone = Supervised(loaded.model, loaded.encoder).weights(**tensors(loaded.encoder(gold)[0]))
     assert objective.weights(**mixed).tolist() == [alone.item(), 2]
 
 

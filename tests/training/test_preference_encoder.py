@@ -40,7 +40,7 @@ def test_equal_examples_bring_equal_pairs_and_others_other_pairs(
     loaded: Loaded, path: Path, scenes: list[Example]
 ) -> None:
     def draw(examples: list[Example]) -> dict[str, np.ndarray]:
-        return PreferenceEncoder(loaded.encoder, path, 1.0)(examples)
+        return PreferenceEncoder(loaded.encoder, path, 1.0)(examples)[0]
 
     first, again, other = draw(scenes[:4]), draw(scenes[:4]), draw(scenes[4:8])
     assert first.keys() == again.keys()
@@ -55,9 +55,9 @@ def test_equal_examples_bring_equal_pairs_and_others_other_pairs(
 def test_rows_are_gold_then_chosen_then_rejected_of_the_same_pairs(
     loaded: Loaded, path: Path, pairs: list[Preference], scenes: list[Example]
 ) -> None:
-    batch = PreferenceEncoder(loaded.encoder, path, 0.75)(scenes[:4])
+    batch, _ = PreferenceEncoder(loaded.encoder, path, 0.75)(scenes[:4])
     assert batch["role"].tolist() == [GOLD] * 4 + [CHOSEN] * 3 + [REJECTED] * 3
-    plain = loaded.encoder(scenes[:4])
+    plain = loaded.encoder(scenes[:4])[0]
     width = plain["input_ids"].shape[1]
     assert np.array_equal(batch["labels"][:4, :width], plain["labels"])
     ids = loaded.encoder.ids
@@ -70,7 +70,7 @@ def test_a_pairs_loss_is_on_the_stage_after_prompt_and_prefix(
     loaded: Loaded, path: Path, pairs: list[Preference], scenes: list[Example]
 ) -> None:
     encoder = loaded.encoder
-    batch = PreferenceEncoder(encoder, path, 1.0)(scenes[:4])
+    batch, _ = PreferenceEncoder(encoder, path, 1.0)(scenes[:4])
     whole = []
     for pair in pairs:
         prompt = encoder.prompt_ids(pair.messages, len(pair.images)) + encoder.ids(pair.prefix)
@@ -86,14 +86,14 @@ def test_a_pairs_loss_is_on_the_stage_after_prompt_and_prefix(
 def test_pairs_come_in_proportion_and_at_least_one(
     loaded: Loaded, path: Path, scenes: list[Example], per_row: float, expected: int
 ) -> None:
-    batch = PreferenceEncoder(loaded.encoder, path, per_row)(scenes[:4])
+    batch, _ = PreferenceEncoder(loaded.encoder, path, per_row)(scenes[:4])
     assert (batch["role"] == CHOSEN).sum() == expected == (batch["role"] == REJECTED).sum()
 
 
 def test_it_pickles_as_paths(loaded: Loaded, path: Path, scenes: list[Example]) -> None:
     encode = PreferenceEncoder(loaded.encoder, path, 1.0)
-    before = encode(scenes[:2])
+    before, _ = encode(scenes[:2])
     packed = pickle.dumps(encode)
     assert len(packed) < 1000  # neither the pairs nor the processor travel
-    after = pickle.loads(packed)(scenes[:2])
+    after, _ = pickle.loads(packed)(scenes[:2])
     assert all(np.array_equal(before[key], after[key]) for key in before)

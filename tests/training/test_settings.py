@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
-from stagebeam.data.ledger import Plan
+from stagebeam.data.ledger import Ledger, Plan
+from stagebeam.data.parcel import MicroBatch, Parcel, pack
 from stagebeam.models.load import Loaded
 from stagebeam.recipe import ModelConfig, TrainConfig
-from stagebeam.training.checkpoint import checkpoint_name, latest_step, step_of
+from stagebeam.training.checkpoint import checkpoint_name, start_step, write_ledger
 from stagebeam.training.objectives import Preference, Supervised
 from stagebeam.training.tasks import PreferenceTask, SupervisedTask
 from stagebeam.training.zero import deepspeed_settings, load_partitioned
@@ -55,23 +57,30 @@ def test_a_model_with_a_missing_weight_is_not_trained(tiny_folder: Path, tmp_pat
         load_partitioned(str(folder), "float32", settings(zero_stage=1, use_gpu=False))
 
 
-def test_a_checkpoints_step_can_be_read_back_from_its_name() -> None:
+def test_checkpoints_sort_by_step_and_never_share_a_name() -> None:
     name = checkpoint_name(1200, "a1b2c3")
-    assert step_of(f"/somewhere/{name}") == 1200
     assert checkpoint_name(1200, "other") != name
     assert sorted([checkpoint_name(1000, "a"), checkpoint_name(200, "b")])[0].startswith(
         checkpoint_name(200, "")
     )
 
 
-def test_the_latest_step_is_the_committed_one(tmp_path: Path) -> None:
-    assert latest_step(tmp_path) == 0
+def test_a_run_goes_on_after_the_checkpoint_that_was_committed(tmp_path: Path) -> None:
+    plan = Plan(rows=80, global_batch_size=8, world_size=2, epochs=9)
+    assert start_step(plan, tmp_path) == 0
     snapshot = tmp_path / "checkpoint_manager_snapshot.json"
     snapshot.write_text(json.dumps({"latest_checkpoint_result": None}))
-    assert latest_step(tmp_path) == 0
+    assert start_step(plan, tmp_path) == 0
     latest = {"checkpoint_dir_name": checkpoint_name(40, "abc")}
     snapshot.write_text(json.dumps({"latest_checkpoint_result": latest}))
-    assert latest_step(tmp_path) == 40
+    with pytest.raises(ValueError, match=r"has no ledger\.json"):
+        start_step(plan, tmp_path)
+    folder = tmp_path / checkpoint_name(40, "abc")
+    folder.mkdir()
+    write_ledger(Ledger.after(plan, 40), folder)
+    assert start_step(replace(plan, world_size=1), tmp_path) == 40
+    with pytest.raises(ValueError, match="another seed: it cannot be continued"):
+        start_step(replace(plan, seed=1), tmp_path)
 
 
 class _Shard:
@@ -80,24 +89,26 @@ class _Shard:
     def __init__(self, plan: Plan, rank: int, start: int) -> None:
         self._plan, self._rank, self._start = plan, rank, start
 
-    def iter_rows(self) -> Iterator[dict[str, object]]:
+    def _refused(self, rows: np.ndarray) -> dict[str, str]:
+        last = self._plan.rank_rows(self._plan.total_steps - 1, self._rank, 1)
+        return {str(rows[0]): "too long"} if rows[0] == last[0] else {}
+
+    def iter_batches(self, **_: object) -> Iterator[pa.Table]:
         for step in range(self._start, self._plan.total_steps):
+            micro_batches = []
             for micro in range(self._plan.gradient_accumulation_steps):
                 rows = self._plan.rank_rows(step, self._rank, micro)
-                yield {
-                    "step": step,
-                    "micro": micro,
-                    "rank": self._rank,
-                    "arrays": pickle.dumps({"input_ids": np.array(rows)}),
-                    "row_ids": [str(row) for row in rows],
-                }
+                arrays, refused = {"input_ids": np.array(rows)}, self._refused(rows)
+                micro_batches.append(MicroBatch(step, micro, arrays, refused, [str(rows[0])]))
+            yield pack(Parcel(step, self._rank, micro_batches))
 
 
 def test_a_step_is_all_of_a_ranks_micro_batches(loaded: Loaded, tmp_path: Path) -> None:
     plan = Plan(rows=24, global_batch_size=8, world_size=2, gradient_accumulation_steps=2)
     task = SupervisedTask(tmp_path, plan, loaded.encoder)
-    assert (task.total_steps, task.steps_per_epoch) == (3, 3)
-    steps = list(task.steps(_Shard(plan, 1, 1), 1, 1))
+    told: list[dict[str, str]] = []
+    steps = list(task.steps(_Shard(plan, 1, 1), 1, 1, told.append))
+    assert told == [{str(plan.rank_rows(2, 1, 1)[0]): "too long"}]
     assert [len(step) for step in steps] == [2, 2]
     for number, step in enumerate(steps, start=1):
         for micro, batch in enumerate(step):

@@ -101,7 +101,7 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor], list[float
     losses, norms = [], []
     # warm-up in two steps, then the cosine's first value, which is the peak
     for step, rate in enumerate((5e-4, 1e-3, 1e-3)):
-        arrays = loaded.encoder(zero_rank.step_examples(step))
+        arrays = loaded.encoder(zero_rank.step_examples(step))[0]
         batch = {key: torch.from_numpy(value) for key, value in arrays.items()}
         tokens = (batch["labels"] != IGNORE).sum()
         loss = objective(**batch).sum() / tokens
@@ -131,7 +131,7 @@ def test_ranks_partitions_and_accumulation_change_nothing(
         assert [r["loss"] for r in reports] == pytest.approx(losses, rel=CLOSE)
         assert [r["step"] for r in reports] == [1, 2, 3]
         assert [r["learning_rate"] for r in reports] == pytest.approx([5e-4, 1e-3, 1e-3])
-        labels = [encoder(zero_rank.step_examples(step))["labels"] for step in range(3)]
+        labels = [encoder(zero_rank.step_examples(step))[0]["labels"] for step in range(3)]
         assert [r["tokens"] for r in reports] == [(rows != IGNORE).sum() for rows in labels]
         # back to the checkpoint, the last step comes out the same to the last digit
         assert seen["saved"] == [zero_rank.SAVED]

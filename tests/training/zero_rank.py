@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from stagebeam.data.sources.scenes import draw
 from stagebeam.models.families.mllama import Arrays, MllamaEncoder
-from stagebeam.recipe import ModelConfig, ScenesSource, TrainConfig
+from stagebeam.recipe import ModelConfig, TrainConfig
 from stagebeam.records import Example
+from stagebeam.source_config import ScenesSource
 from stagebeam.training.contracts import StepReport
 
 STEPS = 3
@@ -39,7 +40,7 @@ def micro_batches(
     size = 4 // (world * accumulation)
     examples = step_examples(step)
     starts = [(micro * world + rank) * size for micro in range(accumulation)]
-    return [encoder(examples[start : start + size]) for start in starts]
+    return [encoder(examples[start : start + size])[0] for start in starts]
 
 
 class Recorder:
@@ -80,7 +81,7 @@ def main(folder: Path) -> None:
             yield micro_batches(encoder, step, rank, world, train.gradient_accumulation_steps)
 
     def train_from(start: int, recorder: Recorder) -> None:
-        span: dict[str, Any] = {"start": start, "total": STEPS, "steps_per_epoch": STEPS}
+        span: dict[str, Any] = {"start": start, "total": STEPS, "epoch_of": lambda step: 0}
         run_steps(engine, train, steps(start), recorder, **span)
 
     recorder, resumed = Recorder(folder), Recorder(folder)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stagebeam.recipe import describe
 
 NAME = "manifest.json"
+REFUSED = "refused.jsonl"  # the refused rows themselves, beside it
 
 
 class _Entry(BaseModel):
@@ -30,6 +32,7 @@ class Refusal(_Entry):
     """One row of a source that is not in the shards."""
 
     id: str
+    fault: str = Field("malformed row", description="What kind of fault it has.")
     reason: str = Field(description="One sentence.")
 
 
@@ -38,11 +41,34 @@ class Manifest(_Entry):
 
     schema_version: Literal[1] = 1
     origin: str = Field(description="Fingerprint of the sources and settings it was made from.")
+    read: int = Field(description="Rows that were read for this folder: used and refused.")
     rows: int = Field(description="Rows in all shards.")
     shards: tuple[Shard, ...]
     sources: dict[str, int] = Field(description="Rows by the examples' `source`.")
     splits: dict[str, int] = Field(description="Rows by the examples' `split`.")
+    faults: dict[str, int] = Field(description="Refused rows by fault.")
     refused: tuple[Refusal, ...] = Field(description="Rows left out, in the sources' order.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, data: Any) -> Any:
+        """Manifests were once written without `read` and `faults`, and stay readable."""
+        if isinstance(data, dict) and not data.keys() & {"read", "faults"}:
+            refused = data.get("refused") or ()
+            faults = Counter(r.get("fault", "malformed row") for r in refused)
+            return {**data, "read": (data.get("rows") or 0) + len(refused), "faults": faults}
+        return data
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.rows + len(self.refused) != self.read:
+            raise ValueError(
+                f"{self.rows} rows and {len(self.refused)} refused are not the {self.read} read"
+            )
+        totals = {sum(self.sources.values()), sum(self.splits.values())}
+        if totals != {self.rows} or sum(self.faults.values()) != len(self.refused):
+            raise ValueError("the counts by source, split or fault do not add up")
+        return self
 
 
 def read_manifest(folder: str | Path) -> Manifest:

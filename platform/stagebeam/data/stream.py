@@ -1,17 +1,17 @@
 """Training batches from shards to ranks, encoded by Ray Data on CPU workers.
 
-One row of the data set is one micro-batch of one rank, as a pickled dict of NumPy arrays: batches
-are padded to different lengths, so no tensor column would fit them all. Rows run in the order
-(step, micro, rank), a block to a row, and `streaming_split` gives a block to the rank that has
-had the fewest rows, the lowest such rank first. With the order preserved that deals the blocks to
-the ranks in turn, each to the one it was made for, and leaves no tail to drop; `worker_batches`
-asserts it. The stream runs through all epochs, so that nothing restarts between them.
+One row of the data set is a rank's share of one step, a `parcel` (data/parcel.py). Rows run in the
+order (step, rank), a block to a row, and `streaming_split` gives a block to the rank that has had
+the fewest rows, the lowest such rank first. With the order preserved that deals the blocks to the
+ranks in turn, each to the one it was made for, and leaves no tail to drop; `worker_batches` asserts
+it. The stream runs through all epochs, so that nothing restarts between them.
 
 Three things that are easily got wrong (Ray 2.60):
 
-- There is one task a step, and no other operator. `ray.data.range` and `repartition` bring tasks
-  that ask for a whole CPU each, and wait for ever where the ranks hold nearly all of them.
-- Ray Data merges what a task yields up to `target_max_block_size`; one byte keeps rows apart.
+- Each step is one call of an encoder, and there is no other operator. `ray.data.range` and
+  `repartition` bring tasks that ask for a whole CPU each, and wait for ever where the ranks hold
+  nearly all of them.
+- Ray Data merges and cuts what a task yields by `target_max_block_size`; with one byte, a row each.
 - Ray Train replaces a data set's execution options, so they are given again in `ingest_config`.
 
 Encoding runs ahead of the ranks by a fixed number of bytes a rank, whatever the epoch's size.
@@ -19,44 +19,33 @@ Encoding runs ahead of the ranks by a fixed number of bytes a rank, whatever the
 
 from __future__ import annotations
 
-import pickle
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.ledger import Plan
+from stagebeam.data.parcel import Arrays, MicroBatch, Parcel, pack, unpack
 from stagebeam.data.shards import ShardReader
 from stagebeam.records import Example
 
-Arrays = dict[str, np.ndarray]
-Encode = Callable[[list[Example]], Arrays]
+Encode = Callable[[list[Example]], tuple[Arrays, dict[str, str]]]
 
-TRAIN_SPLIT = "train"
 _LOOP_REST_S = 0.02
-# Reserved for encoding one step: half, because on a small machine the ranks leave no whole CPU, and
-# not less, because each task that may run at a time is a process with a tokenizer.
-_ENCODE_CPUS = 0.5
-# Encoded batches that may wait in the object store, for each rank: eight of 4 images of 560 px with
-# 4 tiles in uint8. Ray Data's own limit is a share of the store, which may be most of an epoch.
-_AHEAD_BYTES = 128 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """What one rank computes on at a time: arrays as `encode` made them, and the rows' ids."""
-
-    step: int
-    micro: int
-    arrays: Arrays
-    row_ids: list[str]
+_ENCODER_CPUS = 0.5  # reserved for each encoder: on a small machine the ranks leave no whole one
+_ENCODERS_A_RANK = 2  # at most: one encodes a hundred images a second
+# Encoded batches that may wait in the object store, for each rank: seventy images of 560 px with 4
+# tiles in uint8. With half of it encoders of 2 x 16 images a step idled a third of their time. Ray
+# Data's own limit is a share of the store, which may be most of an epoch.
+_AHEAD_BYTES = 256 << 20
+_CALLS_AHEAD = 4  # an encoder's, so that it has its next step at once
 
 
 def ingest_config(world_size: int) -> ray.train.DataConfig:
@@ -67,36 +56,47 @@ def ingest_config(world_size: int) -> ray.train.DataConfig:
     return ray.train.DataConfig(execution_options=_options(world_size), enable_shard_locality=False)
 
 
+def encoders_beside(world_size: int, cpus_per_rank: float) -> int:
+    """How many encoders the ranks leave room for in the cluster; at least one."""
+    free = ray.cluster_resources().get("CPU", 0.0) - world_size * cpus_per_rank
+    return max(1, min(_ENCODERS_A_RANK * world_size, int(free / _ENCODER_CPUS + 1e-6)))
+
+
 def _options(world_size: int) -> ray.data.ExecutionOptions:
     ahead = ray.data.ExecutionResources.for_limits(object_store_memory=world_size * _AHEAD_BYTES)
     return ray.data.ExecutionOptions(preserve_order=True, resource_limits=ahead)
 
 
 def training_dataset(
-    shards: str | Path, plan: Plan, start_step: int, encode: Encode
+    shards: str | Path, plan: Plan, start_step: int, encode: Encode, encoders: int
 ) -> ray.data.Dataset:
     """The micro-batches of steps `start_step` to the plan's last, for `worker_batches`.
 
-    Only rows of the split `train` are read, and `plan.rows` is their number
-    (`manifest.splits["train"]`). `encode` is pickled once and kept by each worker process, so what
-    it loads lazily (a tokenizer) is loaded once in each.
+    Only rows of the split `train` are read, and `plan.rows` are those. `encode` gives a
+    micro-batch's arrays and the reasons why it refused rows, by id. `encoders` processes have a
+    copy of it each for as long as the stream runs.
 
     Raises ValueError if the shards are not those of the plan, or no step is left.
     """
     shards = Path(shards).absolute()
     rows = len(ShardReader(shards, TRAIN_SPLIT))
-    if rows != plan.rows:
+    planned = plan.rows if isinstance(plan.rows, int) else len(plan.rows)
+    if rows != planned:
         raise ValueError(
             f"The shards in {shards} have {rows} rows of the split {TRAIN_SPLIT}, "
-            f"the plan is for {plan.rows}."
+            f"the plan is for {planned}."
         )
     if start_step >= plan.total_steps:
         raise ValueError(f"All {plan.total_steps} steps of the plan are done.")
     steps = [{"step": step} for step in range(start_step, plan.total_steps)]
     dataset = ray.data.from_items(steps, override_num_blocks=len(steps)).map_batches(
-        _EncodeStep(shards, plan, encode, uuid.uuid4().hex),
+        _Encoder,
+        fn_constructor_args=(shards, plan, encode),
+        compute=ray.data.ActorPoolStrategy(
+            size=encoders, max_tasks_in_flight_per_actor=_CALLS_AHEAD
+        ),
         batch_size=1,
-        num_cpus=_ENCODE_CPUS,
+        num_cpus=_ENCODER_CPUS,
     )
     dataset.context.target_max_block_size = 1
     dataset.context.custom_execution_callback_classes = [_Paced]
@@ -107,21 +107,19 @@ def training_dataset(
 def worker_batches(
     iterator: ray.data.DataIterator, plan: Plan, rank: int, start_step: int
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches in order, each unpickled when it is due.
+    """This rank's micro-batches in order. Their arrays lie in the object store and are read-only.
 
     `iterator` is `ray.train.get_dataset_shard` of the data set that `training_dataset` made with
     the same plan and start step.
     """
-    due = (
-        (step, micro)
-        for step in range(start_step, plan.total_steps)
-        for micro in range(plan.gradient_accumulation_steps)
-    )
+    blocks: Any = {"batch_size": None, "batch_format": "pyarrow"}
+    parcels = iterator.iter_batches(**blocks)  # a block at a time
     # strict: a stream that ends early, or goes on, is an error like one out of order.
-    for (step, micro), row in zip(due, iterator.iter_rows(), strict=True):
-        came = (row["step"], row["micro"], row["rank"])
-        assert came == (step, micro, rank), f"batch {came} came to {(step, micro, rank)}"
-        yield MicroBatch(step, micro, pickle.loads(row["arrays"]), row["row_ids"])
+    for step, table in zip(range(start_step, plan.total_steps), parcels, strict=True):
+        parcel = unpack(table)
+        came = (parcel.step, parcel.rank)
+        assert came == (step, rank), f"the parcel of step, rank {came} came to {(step, rank)}"
+        yield from parcel.micro_batches
 
 
 class _Paced(ExecutionCallback):
@@ -132,38 +130,22 @@ class _Paced(ExecutionCallback):
         time.sleep(_LOOP_REST_S)
 
 
-@dataclass(frozen=True, slots=True)
-class _EncodeStep:
-    """Reads the rows of one step and encodes each rank's micro-batches."""
+class _Encoder:
+    """Reads the rows of one step and encodes each rank's micro-batches.
 
-    shards: Path
-    plan: Plan
-    encode: Encode
-    key: str  # of the data set; see _in_this_process
+    Tasks would do but for Ray's habit of ending processes that idle for a second beyond the
+    number of CPUs: each new one loads torch and transformers again, seconds of a core.
+    """
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
-        step = int(batch["step"][0])
-        reader, encode = _in_this_process(self)
-        for micro in range(self.plan.gradient_accumulation_steps):
-            for rank in range(self.plan.world_size):
-                examples = reader.rows(self.plan.rank_rows(step, rank, micro))
-                arrays = pickle.dumps(encode(examples), protocol=pickle.HIGHEST_PROTOCOL)
-                yield {
-                    "step": [step],
-                    "micro": [micro],
-                    "rank": [rank],
-                    "row_ids": [[example.id for example in examples]],
-                    "arrays": [arrays],
-                }
+    def __init__(self, shards: Path, plan: Plan, encode: Encode) -> None:
+        self._reader, self._plan, self._encode = ShardReader(shards, TRAIN_SPLIT), plan, encode
 
-
-_opened: dict[str, tuple[ShardReader, Encode]] = {}
-
-
-def _in_this_process(task: _EncodeStep) -> tuple[ShardReader, Encode]:
-    """The reader and `encode` of this data set. Every task brings a fresh copy of `encode`; the
-    first one's is kept, with what it has loaded."""
-    if task.key not in _opened:
-        _opened.clear()  # those of a worker group that is gone
-        _opened[task.key] = (ShardReader(task.shards, TRAIN_SPLIT), task.encode)
-    return _opened[task.key]
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        step, plan = int(batch["step"][0]), self._plan
+        for rank in range(plan.world_size):
+            micro_batches = []
+            for micro in range(plan.gradient_accumulation_steps):
+                examples = self._reader.rows(plan.rank_rows(step, rank, micro))
+                row_ids = [example.id for example in examples]
+                micro_batches.append(MicroBatch(step, micro, *self._encode(examples), row_ids))
+            yield pack(Parcel(step, rank, micro_batches))

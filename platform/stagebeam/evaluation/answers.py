@@ -13,6 +13,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, write_claim
+from stagebeam.evaluation.question import digest_of
 from stagebeam.evaluation.results import Accuracies, Comparison, Cost, MethodResult, Share
 from stagebeam.evaluation.scoring import correct
 from stagebeam.evaluation.statistics import paired_difference, wilson
@@ -32,6 +33,7 @@ class AnswerRow(BaseModel):
     method: str
     n: int
     id: str
+    question: str  # `digest_of` it
     trace_id: str | None
     correct: bool
     conclusion: str | None
@@ -50,6 +52,7 @@ class AnswerRow(BaseModel):
             method=method,
             n=n,
             id=example.id,
+            question=digest_of(example),
             trace_id=trace.id,
             correct=correct(trace.conclusion, example),
             conclusion=trace.conclusion,
@@ -66,6 +69,7 @@ class AnswerRow(BaseModel):
             method=method,
             n=n,
             id=example.id,
+            question=digest_of(example),
             trace_id=None,
             correct=False,
             conclusion=None,
@@ -106,9 +110,12 @@ class AnswerStore:
     def empty(self) -> bool:
         return not self._rows
 
-    def finished(self, method: str, n: int, example_id: str) -> AnswerRow | None:
-        row = self._rows.get((method, n, example_id))
-        return row if row is not None and row.error is None else None
+    def finished(self, method: str, n: int, example: Example) -> AnswerRow | None:
+        """The answer to this very question, unless it failed."""
+        row = self._rows.get((method, n, example.id))
+        if row is None or row.error is not None or row.question != digest_of(example):
+            return None
+        return row
 
     def add(self, row: AnswerRow, trace: Trace | None) -> None:
         """Keep an answer. The trace goes first: a row in `answers.jsonl` always has its trace."""

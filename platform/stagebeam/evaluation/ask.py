@@ -17,7 +17,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore
 from stagebeam.evaluation.claim import JUDGE_ALONE
-from stagebeam.inference.types import Generator, Prompt
+from stagebeam.evaluation.question import prompt_of
+from stagebeam.inference.types import Generator
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings, Trace, answer
 from stagebeam.search.settings import Method
@@ -35,11 +36,6 @@ class Ask(Protocol):
     """
 
     async def __call__(self, example: Example, method: Method, n: int) -> Trace: ...
-
-
-def prompt_of(example: Example) -> Prompt:
-    """The example without its last, assistant's turn."""
-    return Prompt(example.messages[:-1], tuple(image.bytes for image in example.images))
 
 
 class HttpAsk:
@@ -131,7 +127,7 @@ async def run_method(
     asked = cast(Method, "greedy" if method == JUDGE_ALONE else method)
 
     async def one(example: Example) -> AnswerRow:
-        row = store.finished(method, n, example.id)
+        row = store.finished(method, n, example)
         if row is None:
             async with slots:
                 row = await attempt(example)

@@ -1,4 +1,4 @@
-"""Exporting a trained model, and naming checkpoints so that their step can be read back."""
+"""Exporting a trained model, and what a checkpoint says of the rows that it was trained on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stagebeam.data.ledger import Ledger, Plan
+
+_LEDGER_FILE = "ledger.json"
 _PREFIX = "model."  # where the objective keeps the model
 
 
@@ -19,18 +22,31 @@ def checkpoint_name(step: int, attempt: str) -> str:
     return f"step-{step:08d}-{attempt}"
 
 
-def step_of(path: str) -> int:
-    """The step in a checkpoint's name."""
-    return int(Path(path).name.split("-")[1])
+def write_ledger(ledger: Ledger, folder: Path) -> None:
+    """Beside a checkpoint's weights."""
+    (folder / _LEDGER_FILE).write_text(json.dumps(ledger.to_dict()))
 
 
-def latest_step(run_folder: Path) -> int:
-    """The step of the checkpoint that Ray Train would resume from; 0 where there is none."""
+def read_ledger(folder: Path) -> Ledger:
+    """The ledger inside a checkpoint. Raises ValueError where it has none."""
+    try:
+        return Ledger.from_dict(json.loads((folder / _LEDGER_FILE).read_text()))
+    except OSError:
+        raise ValueError(f"The checkpoint {folder} has no {_LEDGER_FILE}.") from None
+
+
+def start_step(plan: Plan, run_folder: Path) -> int:
+    """Where the plan goes on after the checkpoint that Ray Train would resume from; 0 without one.
+
+    Raises ValueError if that one was trained in another order of the rows.
+    """
     snapshot = run_folder / "checkpoint_manager_snapshot.json"
     if not snapshot.exists():
         return 0
     latest = json.loads(snapshot.read_text()).get("latest_checkpoint_result")
-    return step_of(latest["checkpoint_dir_name"]) if latest else 0
+    if not latest:
+        return 0
+    return read_ledger(run_folder / latest["checkpoint_dir_name"]).start_step(plan)
 
 
 def export(engine: Any, processor: Any, folder: Path, recipe: str) -> None:

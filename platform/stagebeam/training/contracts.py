@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 Batch = Mapping[str, np.ndarray]
+OnRefused = Callable[[dict[str, str]], None]  # ids of rows that are not trained on, and why
 
 
 @dataclass(frozen=True, slots=True)

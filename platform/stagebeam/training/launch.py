@@ -23,11 +23,18 @@ import torch.distributed as dist
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from stagebeam.data.stream import ingest_config
+from stagebeam.data.ledger import Ledger, Plan
+from stagebeam.data.stream import encoders_beside, ingest_config
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.recipe import ModelConfig, TrainConfig
-from stagebeam.training.checkpoint import checkpoint_name, export, latest_step, step_of
-from stagebeam.training.contracts import Batch, Objective, StepReport
+from stagebeam.training.checkpoint import (
+    checkpoint_name,
+    export,
+    read_ledger,
+    start_step,
+    write_ledger,
+)
+from stagebeam.training.contracts import Batch, Objective, OnRefused, StepReport
 
 Progress = Callable[[StepReport], None]
 
@@ -36,17 +43,16 @@ class Task(Protocol):
     """What is trained on what (training/tasks.py). Pickled to every worker."""
 
     @property
-    def total_steps(self) -> int: ...
+    def plan(self) -> Plan: ...
 
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def dataset(self, start: int) -> Any:
+    def dataset(self, start: int, encoders: int) -> Any:
         """The Ray Data dataset that the workers share, from step `start` on."""
 
     def objective(self, model: Any, encoder: MllamaEncoder) -> Objective: ...
 
-    def steps(self, shard: Any, start: int, rank: int) -> Iterator[Sequence[Batch]]:
+    def steps(
+        self, shard: Any, start: int, rank: int, on_refused: OnRefused
+    ) -> Iterator[Sequence[Batch]]:
         """A rank's micro-batches from its part of the dataset, a list for each step."""
 
 
@@ -73,10 +79,17 @@ class Job:
 
 
 class _Board:
-    """Where rank 0 writes steps and the driver reads them."""
+    """Where rank 0 writes steps, each rank the rows it refused, and the driver reads both."""
 
     def __init__(self) -> None:
         self._reports: list[StepReport] = []
+        self._refused: dict[str, str] = {}
+
+    def refuse(self, rows: dict[str, str]) -> None:
+        self._refused |= rows
+
+    def refused(self) -> dict[str, str]:
+        return self._refused
 
     def add(self, reports: list[StepReport]) -> None:
         self._reports += reports
@@ -85,15 +98,20 @@ class _Board:
         return self._reports[count:]
 
 
-def fit(job: Job, on_step: Progress) -> Path:
-    """Train, resume where an earlier run of the same name stopped; returns the exported folder.
+def fit(job: Job, on_step: Progress) -> dict[str, str]:
+    """Train and export, resuming where an earlier run of the same name stopped; returns the ids
+    of the rows that could not be trained on, and why.
 
     `on_step` is called on the driver for every optimiser step, once each even after a restart of
-    the workers repeats some. Raises RuntimeError with the worker's reason if training fails.
+    the workers repeats some. Raises ValueError if a checkpoint is there that read its rows in
+    another order, and RuntimeError with the worker's reason if training fails.
     """
-    board = ray.remote(num_cpus=0)(_Board).remote()
     run_folder = job.storage / job.name
     task = job.task
+    start_step(task.plan, run_folder)
+    ranks = job.train.num_workers
+    encoders = job.train.encoders or encoders_beside(ranks, job.train.cpus_per_worker)
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job, "board": board},
@@ -104,16 +122,18 @@ def fit(job: Job, on_step: Progress) -> Path:
             resources_per_worker={"CPU": job.train.cpus_per_worker},
         ),
         # A callable is asked again whenever workers start, so a restart streams only the rest.
-        datasets={"train": lambda: task.dataset(latest_step(run_folder))},
+        datasets={"train": lambda: task.dataset(start_step(task.plan, run_folder), encoders)},
         dataset_config=ingest_config(job.train.num_workers),
         run_config=_run_config(job),
     )
-    with _watching(board, on_step):
-        try:
+    try:
+        with _watching(board, on_step):
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise RuntimeError(f"Training {job.name} failed: {error}") from error
-    return job.export_folder
+        return dict(ray.get(board.refused.remote()))
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"Training {job.name} failed: {error}") from error
+    finally:
+        ray.kill(board)
 
 
 def _run_config(job: Job) -> RunConfig:
@@ -152,7 +172,6 @@ def _watching(board: Any, on_step: Progress) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        ray.kill(board)
 
 
 def _worker_environment(job: Job) -> dict[str, str]:
@@ -167,8 +186,8 @@ def _worker_environment(job: Job) -> dict[str, str]:
 class _RayReporter:
     """Sends steps to the board and checkpoints to Ray Train."""
 
-    def __init__(self, board: Any, rank: int) -> None:
-        self._board, self._rank = board, rank
+    def __init__(self, board: Any, rank: int, plan: Plan) -> None:
+        self._board, self._rank, self._plan = board, rank, plan
         self._attempt = uuid.uuid4().hex[:6]
         self._pending: list[StepReport] = []
 
@@ -185,6 +204,8 @@ class _RayReporter:
     def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
+            if self._rank == 0:
+                write_ledger(Ledger.after(self._plan, step), Path(folder))
             ray.train.report(
                 {"step": step},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -217,18 +238,23 @@ def _work(config: dict[str, Any]) -> None:
     start = 0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
-        start = step_of(checkpoint.path)
         with checkpoint.as_directory() as folder:
+            start = read_ledger(Path(folder)).start_step(job.task.plan)
             load_shards(engine, Path(folder))
-    reporter = _RayReporter(board, context.get_world_rank())
+    reporter = _RayReporter(board, context.get_world_rank(), job.task.plan)
     run_steps(
         engine,
         job.train,
-        job.task.steps(ray.train.get_dataset_shard("train"), start, context.get_world_rank()),
+        job.task.steps(
+            ray.train.get_dataset_shard("train"),
+            start,
+            context.get_world_rank(),
+            board.refuse.remote,
+        ),
         reporter,
         start=start,
-        total=job.task.total_steps,
-        steps_per_epoch=job.task.steps_per_epoch,
+        total=job.task.plan.total_steps,
+        epoch_of=job.task.plan.epoch_of,
     )
     reporter.flush()
     export(engine, encoder.processor, job.export_folder, job.recipe)

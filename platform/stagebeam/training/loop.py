@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,15 @@ from stagebeam.recipe import TrainConfig
 from stagebeam.training.contracts import Batch, Objective, Reporter, StepReport
 
 
-def learning_rate(train: TrainConfig, step: int, total: int, steps_per_epoch: int) -> float:
-    """The rate of a step (counted from 0)."""
+def learning_rate(train: TrainConfig, step: int, total: int, epoch: int) -> float:
+    """The rate of a step of an epoch (both counted from 0)."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     if train.schedule == "cosine":
         done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
         return train.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
     if train.schedule == "step":
-        return train.learning_rate * train.step_decay ** (step // steps_per_epoch)
+        return train.learning_rate * train.step_decay**epoch
     return train.learning_rate
 
 
@@ -53,14 +53,15 @@ def run_steps(
     *,
     start: int,
     total: int,
-    steps_per_epoch: int,
+    epoch_of: Callable[[int], int],
 ) -> None:
-    """Take the optimiser steps `start` to `total`; `steps` yields a step's micro-batches."""
+    """Take the optimiser steps `start` to `total`; `steps` yields a step's micro-batches,
+    `epoch_of(step)` says where it belongs."""
     for step in range(start, total):
         began = time.perf_counter()
         micro_batches = next(steps)
         waited = time.perf_counter() - began
-        rate = learning_rate(train, step, total, steps_per_epoch)
+        rate = learning_rate(train, step, total, epoch_of(step))
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         loss, tokens = _one_step(engine, micro_batches)
@@ -75,8 +76,9 @@ def run_steps(
 
 def _one_step(engine: Any, micro_batches: Sequence[Batch]) -> tuple[float, float]:
     """Forward, backward and update; returns the loss of the global batch and its tokens."""
+    # A copy even on a CPU: what the stream hands over is mapped, and read-only.
     tensors = [
-        {key: torch.from_numpy(value).to(engine.device) for key, value in batch.items()}
+        {key: torch.tensor(value).to(engine.device) for key, value in batch.items()}
         for batch in micro_batches
     ]
     weights = sum(engine.module.weights(**batch).double() for batch in tensors)  # [terms]

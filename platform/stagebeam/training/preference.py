@@ -32,16 +32,17 @@ class PreferenceEncoder:
     def _preferences(self) -> list[Preference]:
         return read_preferences(self.pairs)
 
-    def __call__(self, examples: Sequence[Example]) -> Arrays:
-        """Arrays of `MllamaEncoder.collate`, rows gold, chosen, rejected, and their `role` [B]."""
+    def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
+        """Arrays of `MllamaEncoder.collate`, rows gold, chosen, rejected, and their `role` [B];
+        and why examples were refused, by id."""
         rng = random.Random("".join(example.id for example in examples))
         drawn = rng.choices(self._preferences, k=max(1, round(len(examples) * self.pairs_per_row)))
-        rows = [self.encoder.encode(example) for example in examples]
+        rows, refused = self.encoder.training_rows(examples)
         rows += [self._row(pair, pair.chosen) for pair in drawn]
         rows += [self._row(pair, pair.rejected) for pair in drawn]
         counts = (len(examples), len(drawn), len(drawn))
         role = np.repeat(np.array((GOLD, CHOSEN, REJECTED), np.int64), counts)
-        return {**self.encoder.collate(rows), "role": role}
+        return {**self.encoder.collate(rows), "role": role}, refused
 
     def _row(self, pair: Preference, text: str) -> EncodedRow:
         known = self.encoder.prompt_ids(pair.messages, len(pair.images))

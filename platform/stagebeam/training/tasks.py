@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from stagebeam.data.ledger import Plan
-from stagebeam.data.stream import training_dataset, worker_batches
-from stagebeam.models.families.mllama import Arrays, MllamaEncoder
-from stagebeam.records import Example
-from stagebeam.training.contracts import Batch, Objective
+from stagebeam.data.stream import Encode, training_dataset, worker_batches
+from stagebeam.models.families.mllama import MllamaEncoder
+from stagebeam.training.contracts import Batch, Objective, OnRefused
 from stagebeam.training.objectives import Preference, Supervised
 from stagebeam.training.preference import PreferenceEncoder
 
@@ -25,26 +24,24 @@ class SupervisedTask:
     plan: Plan
     encoder: MllamaEncoder
 
-    @property
-    def total_steps(self) -> int:
-        return self.plan.total_steps
+    def dataset(self, start: int, encoders: int) -> Any:
+        return training_dataset(self.shards, self.plan, start, self._encode(), encoders)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.plan.steps_per_epoch
-
-    def dataset(self, start: int) -> Any:
-        return training_dataset(self.shards, self.plan, start, self._encode())
-
-    def _encode(self) -> Callable[[Sequence[Example]], Arrays]:
+    def _encode(self) -> Encode:
         return self.encoder
 
     def objective(self, model: Any, encoder: MllamaEncoder) -> Objective:
         return Supervised(model, encoder)
 
-    def steps(self, shard: Any, start: int, rank: int) -> Iterator[Sequence[Batch]]:
+    def steps(
+        self, shard: Any, start: int, rank: int, on_refused: OnRefused
+    ) -> Iterator[Sequence[Batch]]:
         batches = worker_batches(shard, self.plan, rank, start)
-        for _, micro_batches in groupby(batches, key=lambda batch: batch.step):
+        for _, group in groupby(batches, key=lambda batch: batch.step):
+            micro_batches = list(group)
+            for batch in micro_batches:
+                if batch.refused:
+                    on_refused(batch.refused)
             yield [batch.arrays for batch in micro_batches]
 
 
@@ -56,7 +53,7 @@ class PreferenceTask(SupervisedTask):
     pairs_per_row: float
     pair_weight: float
 
-    def _encode(self) -> Callable[[Sequence[Example]], Arrays]:
+    def _encode(self) -> Encode:
         return PreferenceEncoder(self.encoder, self.pairs, self.pairs_per_row)
 
     def objective(self, model: Any, encoder: MllamaEncoder) -> Objective:

@@ -2,68 +2,91 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from stagebeam.data.sources import llava_cot, scenes
-from stagebeam.data.validate import Refused
-from stagebeam.recipe import LlavaCotSource, ScenesSource, Source
+from stagebeam.data.refusal import Refused
+from stagebeam.data.sources import (
+    huggingface,
+    llava_cot,
+    llava_instruct,
+    scenes,
+    tsv,
+    webdataset,
+)
+from stagebeam.data.sources.span import Span
 from stagebeam.records import Example
+from stagebeam.source_config import Source
+
+__all__ = ["Span", "absolute", "fingerprint", "read", "read_span", "spans"]
+
+S = TypeVar("S", bound=Source)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a source that one worker reads: `rows` rows from number `first` (from 0) on.
+class Reader(Protocol[S]):
+    """What the module of a source has. Each raises ValueError if the source is not there."""
 
-    `offset` is where the first row begins in the source's file, in bytes.
-    """
+    def spans(self, source: S, rows: int | None) -> Iterator[Span[S]]:
+        """Stretches of at most `rows` rows that are the source, in order; one, if that is None.
 
-    source: Source
-    first: int
-    rows: int
-    offset: int = 0
+        Where only reading tells how many rows a file has, a stretch is a file.
+        """
+        ...
+
+    def read_span(self, span: Span[S]) -> Iterator[Example | Refused]:
+        """The rows of one stretch, each that is not of the form as its refusal."""
+        ...
+
+    def fingerprint(self, source: S) -> str:
+        """Changes with the settings and the content of the annotations."""
+        ...
+
+    def absolute(self, source: S) -> S:
+        """The source with absolute paths."""
+        ...
+
+
+_READERS: dict[str, Reader[Any]] = {
+    "scenes": scenes,
+    "llava_cot": llava_cot,
+    "llava_instruct": llava_instruct,
+    "huggingface": huggingface,
+    "webdataset": webdataset,
+    "tsv": tsv,
+}
 
 
 def read(source: Source) -> Iterator[Example | Refused]:
     """Every row of a source, in order. Raises ValueError if the source itself is not there."""
-    match source:
-        case ScenesSource():
-            yield from scenes.draw(source)
-        case LlavaCotSource():
-            yield from llava_cot.read(source)
+    reader = _READERS[source.kind]
+    for span in reader.spans(source, None):
+        yield from reader.read_span(span)
 
 
-def spans(source: Source, rows: int) -> Iterator[Span]:
-    """Stretches of at most `rows` rows that together are the source, in order.
+def spans(source: Source, rows: int) -> Iterator[Span[Any]]:
+    """Stretches of at most `rows` rows, or of one file, that together are the source, in order.
 
-    Raises ValueError if the source itself is not there.
+    Another machine that has the same files can read them if the source is `absolute`. Raises
+    ValueError if the source itself is not there.
     """
-    match source:
-        case ScenesSource():
-            for first in range(0, source.rows, rows):
-                yield Span(source, first, min(rows, source.rows - first))
-        case LlavaCotSource():
-            for first, count, offset in llava_cot.spans(source, rows):
-                yield Span(source, first, count, offset)
+    return _READERS[source.kind].spans(source, rows)
 
 
-def read_span(span: Span) -> Iterator[Example | Refused]:
-    """The rows of one stretch."""
-    match span.source:
-        case ScenesSource():
-            yield from scenes.draw_range(span.source, span.first, span.first + span.rows)
-        case LlavaCotSource():
-            yield from llava_cot.read_lines(span.source, span.first, span.rows, span.offset)
+def read_span(span: Span[Any]) -> Iterator[Example | Refused]:
+    """The rows of one stretch, in order."""
+    return _READERS[span.source.kind].read_span(span)
 
 
 def fingerprint(source: Source) -> str:
-    """Changes with the source's settings and, for annotations in a file, with their content.
+    """Changes with the source's settings and with the content of its annotations.
 
-    Raises ValueError if the source itself is not there.
+    Of tar files and of folders of data files the names, sizes and times of change stand for the
+    content, of a data set on the hub its commit. Raises ValueError if the source is not there.
     """
-    text = source.model_dump_json()
-    if isinstance(source, LlavaCotSource):
-        with llava_cot.open_annotations(source) as file:
-            text += hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _READERS[source.kind].fingerprint(source)
+
+
+def absolute(source: Source) -> Source:
+    """The source with every path absolute, for workers that run in another folder."""
+    made: Source = _READERS[source.kind].absolute(source)
+    return made

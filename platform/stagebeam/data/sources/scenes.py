@@ -17,9 +17,11 @@ from PIL import Image as PilImage
 from PIL import ImageDraw
 
 from stagebeam.data.sources import scene_questions as ask
+from stagebeam.data.sources.files import hash_of
 from stagebeam.data.sources.scene_questions import Question, Thing
-from stagebeam.recipe import ScenesSource
+from stagebeam.data.sources.span import Span
 from stagebeam.records import Example, Image, Message
+from stagebeam.source_config import ScenesSource
 from stagebeam.stages import Stage, render
 
 SIDE = 48  # pixels; three cells of 16, the patch size of the tiny model
@@ -55,6 +57,29 @@ LEVELS = {
 _SHARES = (("shapes", 66), ("chart", 24), ("text", 10))
 _MULTIPLE_CHOICE = 0.25
 _TWO_TURNS = 0.10
+
+
+def spans(source: ScenesSource, rows: int | None) -> Iterator[Span[ScenesSource]]:
+    """Stretches of at most `rows` examples; one, if that is None."""
+    size = rows or source.rows
+    for first in range(0, source.rows, size):
+        yield Span(source, first, min(size, source.rows - first))
+
+
+def read_span(span: Span[ScenesSource]) -> Iterator[Example]:
+    """The examples of one stretch."""
+    assert span.rows is not None
+    return draw_range(span.source, span.first, span.first + span.rows)
+
+
+def fingerprint(source: ScenesSource) -> str:
+    """Changes with the settings, from which everything follows."""
+    return hash_of(source)
+
+
+def absolute(source: ScenesSource) -> ScenesSource:
+    """The source itself: it has no paths."""
+    return source
 
 
 def draw(source: ScenesSource) -> Iterator[Example]:

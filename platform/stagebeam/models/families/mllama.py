@@ -12,7 +12,7 @@ equally many for that: transformers lets the tokens before a row's first image a
 all image slots of the batch, empty ones too.
 
 Shapes: B rows, T tokens, I images a row (at least 1), K tiles, C channels, H x W pixels of a tile,
-S vision tokens of a row, D width of the decoder.
+P tiles that the images of a batch really have, S vision tokens of a row, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ class MllamaEncoder:
         return EncodedRow(input_ids, labels, tuple(self.image(i.bytes) for i in example.images))
 
     def image(self, data: bytes) -> Arrays:
-        """`pixel_values` uint8 [K, C, H, W], `aspect_ratio_ids` [], `aspect_ratio_mask` [K].
+        """`pixel_values` uint8 [tiles it has, C, H, W], `aspect_ratio_ids` [] and
+        `aspect_ratio_mask` [K].
 
         Raises ValueError where the bytes are no image that can be decoded.
         """
@@ -142,10 +143,11 @@ class MllamaEncoder:
         out = self.processor.image_processor(
             picture, do_rescale=False, do_normalize=False, return_tensors="np"
         )
+        mask = np.asarray(out["aspect_ratio_mask"][0, 0], np.int64)
         return {
-            "pixel_values": out["pixel_values"][0, 0].astype(np.uint8),
+            "pixel_values": out["pixel_values"][0, 0][mask > 0].astype(np.uint8),
             "aspect_ratio_ids": np.asarray(out["aspect_ratio_ids"][0, 0], np.int64),
-            "aspect_ratio_mask": np.asarray(out["aspect_ratio_mask"][0, 0], np.int64),
+            "aspect_ratio_mask": mask,
         }
 
     def collate(self, rows: Sequence[EncodedRow]) -> Arrays:
@@ -167,15 +169,24 @@ class MllamaEncoder:
         }
 
     def stack_images(self, rows: Sequence[Sequence[Arrays]]) -> Arrays:
-        """[B, I, ...] arrays; absent images are blank and marked 0 in `image_mask` [B, I]."""
+        """`pixel_values` [P, C, H, W], and what says where its tiles belong: `aspect_ratio_ids`
+        [B, I], `aspect_ratio_mask` [B, I, K] and `image_mask` [B, I], 0 for an absent image.
+
+        Tiles that are not there are filled in on the device: they would be most of the traffic.
+        """
         most = max(1, *(len(row) for row in rows))
         filled = [list(row) + [self._blank] * (most - len(row)) for row in rows]
         stacked = {
             key: np.stack([np.stack([image[key] for image in row]) for row in filled])
-            for key in self._blank
+            for key in ("aspect_ratio_ids", "aspect_ratio_mask")
         }
+        tiles = [image["pixel_values"] for row in rows for image in row]
         mask = [[i < len(row) for i in range(most)] for row in rows]
-        return {**stacked, "image_mask": np.array(mask, np.int64)}
+        return {
+            "pixel_values": np.concatenate(tiles or [self._blank["pixel_values"][:0]]),
+            **stacked,
+            "image_mask": np.array(mask, np.int64),
+        }
 
     def cross_mask(
         self, rows: Sequence[Sequence[int]], images: Sequence[Sequence[Arrays]], width: int
@@ -203,9 +214,26 @@ class MllamaEncoder:
         PilImage.new("RGB", side[::-1]).save(buffer, "PNG")
         return self.image(buffer.getvalue())
 
-    def __call__(self, examples: Sequence[Example]) -> Arrays:
-        """A training batch straight from examples (what the stream is handed)."""
-        return self.collate([self.encode(example) for example in examples])
+    def training_rows(self, examples: Sequence[Example]) -> tuple[list[EncodedRow], dict[str, str]]:
+        """A row for each example, and why those ids were refused that cannot be trained on.
+
+        A refused example leaves a row without loss in its place, so that every batch has its
+        rows and one bad example does not end a run.
+        """
+        rows, refused = [], {}
+        for example in examples:
+            try:
+                rows.append(self.encode(example))
+            except ValueError as error:
+                rows.append(EncodedRow([self.tokenizer.pad_token_id], [IGNORE], ()))
+                refused[example.id] = str(error)
+        return rows, refused
+
+    def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
+        """A training batch straight from examples (what the stream is handed), and what was
+        refused."""
+        rows, refused = self.training_rows(examples)
+        return self.collate(rows), refused
 
     @cached_property
     def normalisation(self) -> tuple[list[float], list[float]]:
@@ -220,13 +248,14 @@ def encode_images(
     normalisation: tuple[list[float], list[float]],
 ) -> torch.Tensor:
     """Vision states [B, S, D] of a batch's uint8 images; absent images give zeros."""
-    pixels = batch["pixel_values"].float() / 255  # [B, I, K, C, H, W]
-    mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in normalisation)
+    tiles = batch["pixel_values"].float() / 255  # [P, C, H, W]
+    mean, std = (tiles.new_tensor(v).view(-1, 1, 1) for v in normalisation)
     # The tower lets a tile look at absent ones, which must be the zeros that it was trained with.
-    present = batch["aspect_ratio_mask"][..., None, None, None]
-    pixels = (pixels - mean) / std * present
+    tiles = torch.cat([torch.zeros_like(mean).expand(1, *tiles.shape[1:]), (tiles - mean) / std])
+    there = batch["aspect_ratio_mask"] * batch["image_mask"][..., None]  # [B, I, K]
+    places = (there.flatten().cumsum(0) * there.flatten()).view_as(there)  # 0: not there
     encoded = model.model.vision_model(
-        pixel_values=pixels,
+        pixel_values=tiles[places],  # [B, I, K, C, H, W]
         aspect_ratio_ids=batch["aspect_ratio_ids"],
         aspect_ratio_mask=batch["aspect_ratio_mask"],
     ).last_hidden_state
