@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCHMARKS := stream
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The clusters that these targets start are local and short-lived. Ray would otherwise turn token
@@ -39,10 +40,8 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: ## List the benchmarks
-	@names=$$(ls jobs/benchmarks/*.py | xargs -n1 basename -s .py | grep -v '^__init__$$'); \
-	if [ -z "$$names" ]; then echo "There are no benchmarks yet."; fi; \
-	for name in $$names; do echo "$(BIN)/python -m jobs.benchmarks.$$name"; done
+bench: $(STAMP) ## The benchmarks, on an idle machine; figures go to runs/bench/
+	@for name in $(BENCHMARKS); do $(BIN)/python -m jobs.benchmarks.$$name || exit 1; done
 
 install: $(STAMP) ## Make .venv with everything in it (the other targets do so when needed)
 

@@ -10,6 +10,7 @@ import pytest
 from stagebeam.data import parts as parts_module
 from stagebeam.data import shards as shards_module
 from stagebeam.data.manifest import read_manifest
+from stagebeam.data.refusal import Refused
 from stagebeam.data.shards import ShardReader, iter_examples
 from stagebeam.data.writing import write_shards
 from stagebeam.recipe import DataConfig
@@ -120,7 +121,8 @@ def _set(folder: Path, key: str, value: object) -> None:
 def test_a_manifest_from_before_the_counts_by_fault_is_read(
     make_example: Make, config: DataConfig
 ) -> None:
-    written = write_shards([make_example(), make_example()], config.shards, config)
+    bad = Refused("bad", "turns", "It was so.")
+    written = write_shards([make_example(), bad], config.shards, config)
     path = config.shards / "manifest.json"
     earlier = json.loads(path.read_text())
     del earlier["read"], earlier["faults"], earlier["refused"][0]["fault"]

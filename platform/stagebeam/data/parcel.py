@@ -40,6 +40,8 @@ class Parcel:
 
 def pack(parcel: Parcel) -> pa.Table:
     """A table of one row. Parcels of equally many arrays have the same columns."""
+    for batch in parcel.micro_batches:  # only what lies in one piece can stay out of the pickle
+        batch.arrays.update({k: np.asarray(v, order="C") for k, v in batch.arrays.items()})
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(parcel, protocol=5, buffer_callback=buffers.append)
     columns = {"head": _cell(pa.py_buffer(head))}

@@ -63,8 +63,9 @@ def write_shards(
 ) -> Manifest:
     """Write examples, already checked, as shards of `config.rows_per_shard` rows and a manifest.
 
-    Rows of all splits go to this folder. Shards that are there are replaced once all new ones are
-    whole; if `rows` raises, the folder is left as it was.
+    Rows of all splits go to this folder, repeated ones too, under names of their own. Shards that
+    are there are replaced once all new ones are whole; if `rows` raises, the folder is left as it
+    was.
 
     Raises ValueError if a source of `config` is not there, and if no row can be used.
     """
@@ -75,7 +76,7 @@ def write_shards(
             for row in rows:
                 writer.add(row)
             mark = writer.close()
-        plan = conclude(work, [(Stretch("", ""), mark)], _edit_here)
+        plan = conclude(work, [(Stretch("", "", deduplicate=False), mark)], _edit_here)
     return work.finish(plan)[0]
 
 
