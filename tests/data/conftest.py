@@ -12,6 +12,8 @@ import pytest
 import ray
 from PIL import Image as PilImage
 
+from stagebeam.data.writing import write_shards
+from stagebeam.recipe import DataConfig
 from stagebeam.records import Example, Image, Message
 from stagebeam.stages import STAGES, render
 
@@ -51,6 +53,14 @@ def make_png() -> Callable[..., bytes]:
 @pytest.fixture(scope="session")
 def rows() -> list[Example]:
     return [example(number) for number in range(46)]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, rows: list[Example]) -> Path:
+    """The rows in three files."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    write_shards(rows, folder, DataConfig(shards=folder, rows_per_shard=16))
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,6 @@ from ray.train.torch import TorchTrainer
 from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.data.order import read_rows
 from stagebeam.data.stream import ingest_config, training_dataset, worker_batches
-from stagebeam.data.writing import write_shards
-from stagebeam.recipe import DataConfig
 from stagebeam.records import Example
 from stagebeam.training.checkpoint import checkpoint_name, read_ledger, start_step, write_ledger
 
@@ -31,13 +29,6 @@ pytestmark = pytest.mark.usefixtures("cluster")
 EPOCHS, BATCH = 2, 4
 EVERY = 4  # steps between checkpoints
 Kill = tuple[int, int, str]  # step, rank, before or after the step
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, rows: list[Example]) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    write_shards(rows, folder, DataConfig(shards=folder, rows_per_shard=16))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -41,13 +41,6 @@ def ids(rows: np.ndarray) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, rows: list[Example]) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shards"
-    write_shards(rows, folder, DataConfig(shards=folder, rows_per_shard=16))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def encode(tmp_path_factory: pytest.TempPathFactory) -> Encode:
     """Arrays of a length that differs from batch to batch, as padded token ids do. One batch takes
     long, so that later ones overtake it where there are CPUs for both."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, InternalServerError
-from openai.types.chat import ChatCompletionMessageParam
-from PIL import Image
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore
 from stagebeam.evaluation.claim import JUDGE_ALONE
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.inference.types import Generator
+from stagebeam.openai_shape import openai_messages
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings, Trace, answer
 from stagebeam.search.settings import Method
@@ -55,6 +52,7 @@ class HttpAsk:
 
     async def __call__(self, example: Example, method: Method, n: int) -> Trace:
         search = {**self._search, "method": method, "candidates": n}
+        prompt = prompt_of(example)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(_PASSING),
             stop=stop_after_attempt(1 + RETRIES),
@@ -64,31 +62,10 @@ class HttpAsk:
             with attempt:
                 reply = await self._client.chat.completions.create(
                     model=self._model,
-                    messages=_openai_messages(example),
+                    messages=openai_messages(prompt.messages, prompt.images),
                     extra_body={"search": search},
                 )
         return Trace.model_validate((reply.model_extra or {}).get("trace"))
-
-
-def _openai_messages(example: Example) -> list[ChatCompletionMessageParam]:
-    """The conversation in OpenAI's shape; the images lead the first user turn."""
-    images = [
-        {"type": "image_url", "image_url": {"url": _data_url(image.bytes)}}
-        for image in example.images
-    ]
-    messages: list[dict[str, Any]] = []
-    for message in example.messages[:-1]:
-        content: str | list[dict[str, Any]] = message.text
-        if message.role == "user" and images:
-            content, images = [*images, {"type": "text", "text": message.text}], []
-        messages.append({"role": message.role, "content": content})
-    return cast(list[ChatCompletionMessageParam], messages)
-
-
-def _data_url(encoded: bytes) -> str:
-    with Image.open(BytesIO(encoded)) as image:
-        kind = image.get_format_mimetype()
-    return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
 class GeneratorAsk:

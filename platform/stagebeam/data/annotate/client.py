@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any
 
 from openai import (
     APIConnectionError,
@@ -20,7 +18,6 @@ from openai import (
     AsyncOpenAI,
 )
 from openai.types.chat import ChatCompletion
-from PIL import Image as PilImage
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -32,6 +29,7 @@ from stagebeam.annotate_config import EndpointConfig
 from stagebeam.data.annotate.checks import FaultyError
 from stagebeam.data.annotate.control import Budget, Pace, Stop, StoppedError
 from stagebeam.data.annotate.journal import Journal, Reply
+from stagebeam.openai_shape import openai_messages
 from stagebeam.records import Message
 
 _LONGEST_WAIT_S = 60.0  # between two tries, unless the endpoint asks for more
@@ -41,7 +39,7 @@ _BYTES_A_TOKEN = 4  # about, in English; never less than 1
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request. `key` names the row, turn, attempt and purpose; images lead the first message."""
+    """A request. `key` names the row, turn, attempt and purpose; images lead the first turn."""
 
     key: tuple[str | int, ...]
     messages: tuple[Message, ...]
@@ -165,7 +163,7 @@ class Endpoint:
         limit: dict[str, Any] = {config.max_tokens_field: call.max_tokens}
         return await self._client.chat.completions.create(
             model=config.model,
-            messages=cast(Any, _openai_messages(call)),
+            messages=openai_messages(call.messages, call.images),
             temperature=call.temperature,
             seed=call.seed,
             **limit,
@@ -269,26 +267,6 @@ def _fingerprint(model: str, call: Call) -> str:
 
 def _prompt_bytes(call: Call) -> int:
     return sum(len(message.text.encode()) for message in call.messages)
-
-
-def _openai_messages(call: Call) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": _data_url(image)}} for image in call.images
-    ]
-    messages: list[dict[str, Any]] = []
-    for message in call.messages:
-        content: str | list[dict[str, Any]] = message.text
-        if parts:
-            content, parts = [*parts, {"type": "text", "text": message.text}], []
-        messages.append({"role": message.role, "content": content})
-    return messages
-
-
-def _data_url(encoded: bytes) -> str:
-    with PilImage.open(io.BytesIO(encoded)) as image:
-        # MPO is what phones make of JPEG; decoders of JPEG read it.
-        kind = "image/jpeg" if image.format == "MPO" else image.get_format_mimetype()
-    return f"data:{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
 def _clean(text: object) -> str:

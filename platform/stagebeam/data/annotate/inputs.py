@@ -13,6 +13,7 @@ from stagebeam.data.manifest import read_manifest
 from stagebeam.data.refusal import Refused
 from stagebeam.data.shards import iter_examples
 from stagebeam.data.sources import fingerprint, read, spans
+from stagebeam.data.sources.files import open_binary
 from stagebeam.data.validate import validated
 from stagebeam.recipe import DataConfig
 from stagebeam.records import Example
@@ -91,11 +92,8 @@ def digest(config: AnnotateConfig) -> str:
 
 
 def _content(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"Cannot open the captions {path}: {error.strerror}.") from None
+    with open_binary(path, "captions") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(parts: Iterable[str]) -> str:

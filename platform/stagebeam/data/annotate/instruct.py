@@ -15,6 +15,7 @@ from stagebeam.data.annotate.checks import FaultyError, Turn, check_description,
 from stagebeam.data.annotate.client import Call, Endpoint, attempt_temperature, draw_seed
 from stagebeam.data.annotate.wording import Box, Wording, Worked, fill
 from stagebeam.data.refusal import Refused
+from stagebeam.data.sources.files import open_binary
 from stagebeam.recipe import describe
 from stagebeam.records import Message
 
@@ -32,11 +33,7 @@ class Captioned(BaseModel):
 
 def read_captions(path: Path) -> Iterator[Captioned | Refused]:
     """Every line, in order. Raises ValueError if the file is not there."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ValueError(f"Cannot open the captions {path}: {error.strerror}.") from None
-    with file:
+    with open_binary(path, "captions") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
