@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from hypothesis import settings
 from stagebeam.data.sources.scenes import draw
 from stagebeam.records import Example
 from stagebeam.source_config import ScenesSource
+
+sys.path.append(str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from stagebeam.models.load import Loaded

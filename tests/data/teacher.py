@@ -10,19 +10,17 @@ import hashlib
 import json
 import random
 import re
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from http_server import served
 
 MODEL = "scripted-teacher"
 HTTP_FAULTS = ("429", "500", "cut", "page", "empty")
@@ -173,16 +171,8 @@ def serving(teacher: Teacher) -> Iterator[str]:
     """Serve it; yields the base URL and stops the server at the end."""
     app = FastAPI()
     app.post("/v1/chat/completions")(teacher.reply)
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with served(app, log_level="critical") as url:  # it cuts connections on purpose
+        yield f"{url}/v1"
 
 
 def write_questions(folder: Any, texts: list[str], turns: int = 1) -> Any:

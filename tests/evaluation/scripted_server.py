@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import uvicorn
+from http_server import served
 from scripted_world import ScriptedGenerator, ScriptedJudge, World
 
 from serve.gateway import http_app
@@ -77,13 +75,5 @@ def http_world(searcher: WorldSearcher) -> Iterator[str]:
         judge=JudgeConfig(model="scripted"),
     )
     app = http_app(config, SearchConfig(), searcher)
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with served(app) as url:
+        yield url
