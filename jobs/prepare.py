@@ -39,15 +39,21 @@ OnProgress = Callable[[int, int | None], None]
 _REPORT_ROWS = 128
 
 
-def ready(recipe: Recipe, *, fresh: bool = False) -> dict[Path, Manifest] | None:
+def _begun(recipe: Recipe) -> tuple[Layout, Work]:
+    """Where everything goes. It reads the sources' annotation files, which may take a while.
+
+    Raises ValueError if the recipe has no sources or one is not there.
+    """
+    layout = Layout.of(recipe)
+    return layout, work_for(recipe.data, layout)
+
+
+def _ready(layout: Layout, work: Work, fresh: bool) -> dict[Path, Manifest] | None:
     """The manifest of each folder, if no source has to be read for it: the shards are there, or a
     run was killed when only moving them was left, which is then done. Needs no Ray.
 
-    Raises ValueError if the recipe has no sources or one is not there, and unless `fresh` is set,
-    if a folder holds shards of other settings.
+    Raises ValueError, unless `fresh` is set, if a folder holds shards of other settings.
     """
-    layout = Layout.of(recipe)
-    work = work_for(recipe.data, layout)
     if (plan := work.plan()) is not None:
         return _by_folder(layout, work.finish(plan))
     if fresh:
@@ -65,14 +71,19 @@ def prepare(
     What is as the recipe wants it is left alone unless `fresh` is set. What an earlier run of the
     same recipe and sources has finished is not done again.
 
-    Raises ValueError as `ready` does, before anything is written, if a source turns out to be
-    wrong while it is read, and if a folder would get no row.
+    Raises ValueError, before anything is written, if the recipe has no sources or one is not
+    there, or unless `fresh` is set, if a folder holds shards of other settings; and later, if a
+    source turns out to be wrong while it is read, or a folder would get no row.
     """
-    there = ready(recipe, fresh=fresh)
-    if there is not None:
-        return there
-    layout, data = Layout.of(recipe), recipe.data
-    work = work_for(data, layout)
+    layout, work = _begun(recipe)
+    there = _ready(layout, work, fresh)
+    return _made(recipe.data, layout, work, on_progress) if there is None else there
+
+
+def _made(
+    data: DataConfig, layout: Layout, work: Work, on_progress: OnProgress | None
+) -> dict[Path, Manifest]:
+    """The shards as the tasks and the decision over all of them make them."""
     with work.opened():
         stretches = _stretches(data)
         done = {n: rows for n in range(len(stretches)) if (rows := work.rows_done(n)) is not None}
@@ -211,10 +222,11 @@ def _run(path: Path, fresh: bool, only_check: bool) -> None:
             manifests = check(recipe, on_progress=bar.count)
     else:
         # Before Ray starts: a mistake is told at once, and finished work needs no cluster.
-        there = ready(recipe, fresh=fresh)
+        layout, work = _begun(recipe)
+        there = _ready(layout, work, fresh)
         if there is None:
             with ray_session(), StepBar(Console(stderr=True), "rows", None) as bar:
-                there = prepare(recipe, fresh=fresh, on_progress=bar.count)
+                there = _made(recipe.data, layout, work, bar.count)
         manifests = there
     _show(manifests, console)
 
