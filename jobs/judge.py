@@ -25,7 +25,7 @@ from stagebeam.data.preferences import Preference, first_fault, write_preference
 from stagebeam.data.shards import iter_examples
 from stagebeam.inference.load import load_generator
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling
-from stagebeam.models.families.mllama import MllamaEncoder
+from stagebeam.models.registry import family_of
 from stagebeam.recipe import EngineConfig, JudgeTraining, Recipe, TrainConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.search.seeds import candidate_seed, question_key
@@ -60,7 +60,7 @@ def train_judge(recipe: Recipe, run: Run, console: Console, *, fresh: bool = Fal
     task = PreferenceTask(
         shards=recipe.data.shards.absolute(),
         plan=plan_of(train, recipe.data, recipe.seed + 1),
-        encoder=MllamaEncoder(model.path, recipe.data.max_length),
+        encoder=family_of(model.path).encoder(model.path, recipe.data.max_length),
         pairs=pairs,
         pairs_per_row=config.pairs_per_row,
         pair_weight=config.pair_weight,

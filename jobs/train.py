@@ -26,9 +26,8 @@ from stagebeam.data.manifest import read_manifest
 from stagebeam.data.order import read_rows
 from stagebeam.data.shards import iter_examples
 from stagebeam.inference.verdict import wording
-from stagebeam.models.families.mllama import MllamaEncoder
-from stagebeam.models.load import check_folder
-from stagebeam.models.tiny import build_tiny
+from stagebeam.models.registry import family_of
+from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe, TrainConfig, load_recipe
 from stagebeam.tracking import Run, start_run
 from stagebeam.training.contracts import StepReport
@@ -71,7 +70,7 @@ def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) ->
     task = SupervisedTask(
         shards=recipe.data.shards.absolute(),
         plan=plan_of(config, recipe.data, recipe.seed),
-        encoder=MllamaEncoder(model.path, recipe.data.max_length),
+        encoder=family_of(model.path).encoder(model.path, recipe.data.max_length),
     )
     job = Job("train", model, config, task, recipe.model_dump_json())
     return run_training(job, settings, run, console)
@@ -166,8 +165,8 @@ def ensure_model(model: ModelConfig, shards: Path, seed: int) -> ModelConfig:
     path = Path(model.path)
     if model.tiny_layers is not None and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        build_tiny(path, _texts(shards), seed, model.tiny_layers)
-    check_folder(model.path)
+        build_tiny(path, _texts(shards), seed, model.tiny_layers, model.family)
+    family_of(model.path, model.family)
     return model.model_copy(update={"path": str(path.absolute())}) if path.exists() else model
 
 

@@ -47,7 +47,7 @@ def tiny_folder(scenes: list[Example], tmp_path_factory: pytest.TempPathFactory)
     written to."""
     # imported here: most tests need neither torch nor transformers
     from stagebeam.inference.verdict import wording
-    from stagebeam.models.tiny import build_tiny
+    from stagebeam.models.tiny.build import build_tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     build_tiny(folder, [*wording(), *(m.text for e in scenes for m in e.messages)])

@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from stagebeam.data.writing import write_shards
 from stagebeam.models.families.mllama import MllamaEncoder
-from stagebeam.models.tiny import build_tiny
+from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig
 from stagebeam.records import Example, Image, Message
 from stagebeam.stages import STAGES, render

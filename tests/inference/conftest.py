@@ -30,7 +30,7 @@ def known(scenes: list[Example]) -> list[Example]:
 def taught(tiny_folder: Path, known: list[Example]) -> Loaded:
     """Writes whole stages, and answers what is `known` word for word."""
     learner = load(str(tiny_folder), "cpu")
-    objective = Supervised(learner.model, learner.encoder)
+    objective = Supervised(learner.model, learner.family, learner.encoder)
     batch = {key: torch.from_numpy(value) for key, value in learner.encoder(known)[0].items()}
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3, betas=(0.9, 0.95))
     for _ in range(40):

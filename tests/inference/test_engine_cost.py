@@ -13,7 +13,7 @@ from stagebeam.stages import STAGES
 
 def prompt_length(loaded: Loaded, example: Example) -> int:
     prompt = prompt_of(example)
-    return len(loaded.encoder.prompt_ids(prompt.messages, len(prompt.images)))
+    return len(loaded.encoder.prompt_ids(prompt.messages, [{}] * len(prompt.images)))
 
 
 async def test_each_stage_costs_one_prefilled_token_and_the_image_is_encoded_once(

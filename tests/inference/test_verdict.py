@@ -24,7 +24,7 @@ from stagebeam.inference.verdict import (
 )
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.load import Loaded
-from stagebeam.models.tiny import build_tiny
+from stagebeam.models.tiny.build import build_tiny
 from stagebeam.records import Example, Message
 from stagebeam.stages import Stage
 
@@ -194,7 +194,9 @@ async def test_the_usage_counts_every_token_that_was_scored(
 ) -> None:
     request = asked(scenes[0], (0, 1), (0, 2))
     judgement = await make_judge("likelihood").compare(request)
-    prompt = len(loaded.encoder.prompt_ids(request.prompt.messages, len(request.prompt.images)))
+    prompt = len(
+        loaded.encoder.prompt_ids(request.prompt.messages, [{}] * len(request.prompt.images))
+    )
     texts = [len(loaded.encoder.ids(text)) for text in CANDIDATES]
     assert judgement.usage.judge_tokens == 3 * prompt + sum(texts)  # each candidate once
     assert judgement.usage.judge_calls == 1

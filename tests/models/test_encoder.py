@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stagebeam.models.families.mllama import IGNORE, MllamaEncoder
-from stagebeam.models.tiny import BEGIN, END_OF_TURN, IMAGE
+from stagebeam.models.encoder import IGNORE
+from stagebeam.models.families.mllama import MllamaEncoder
+from stagebeam.models.tiny.words import BEGIN, END_OF_TURN, IMAGE
 from stagebeam.records import Example, Image, Message
 
 
@@ -49,7 +50,7 @@ def test_a_row_is_the_templated_conversation_with_one_begin_token(
     assert row.input_ids == encoder.ids(rendered)
     begin = encoder.tokenizer.convert_tokens_to_ids(BEGIN)
     assert row.input_ids[0] == begin and row.input_ids.count(begin) == 1
-    prompt = encoder.prompt_ids(example.messages[:1], len(example.images))
+    prompt = encoder.prompt_ids(example.messages[:1], [{}] * len(example.images))
     assert prompt.count(begin) == 1 and row.input_ids[: len(prompt)] == prompt
 
 

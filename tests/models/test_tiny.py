@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stagebeam.inference.verdict import wording
-from stagebeam.models.tiny import IMAGE, build_tiny
+from stagebeam.models.tiny.build import build_tiny
+from stagebeam.models.tiny.words import IMAGE
 from stagebeam.records import Example
 from stagebeam.stages import TAGS
 

@@ -13,7 +13,7 @@ import httpx
 import yaml
 
 from stagebeam.inference.verdict import wording
-from stagebeam.models.tiny import build_tiny
+from stagebeam.models.tiny.build import build_tiny
 
 ROOT = Path(__file__).parents[2]
 ENV = {

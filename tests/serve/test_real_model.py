@@ -12,7 +12,7 @@ from PIL import Image
 
 from serve.app import serving
 from stagebeam.inference.verdict import wording
-from stagebeam.models.tiny import build_tiny
+from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
 from stagebeam.search.trace import Trace
 

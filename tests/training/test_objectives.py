@@ -12,8 +12,8 @@ from stagebeam.data.preferences import Preference as Pair
 from stagebeam.data.preferences import first_fault, write_preferences
 from stagebeam.inference.types import JudgeRequest, Prompt
 from stagebeam.inference.verdict import TransformersJudge
+from stagebeam.models.encoder import IGNORE
 from stagebeam.models.families import mllama
-from stagebeam.models.families.mllama import IGNORE
 from stagebeam.models.load import Loaded
 from stagebeam.records import Example
 from stagebeam.stages import Stage, parse, render
@@ -74,7 +74,7 @@ def mixed(
 def test_supervised_is_the_cross_entropy_of_the_answers(
     loaded: Loaded, gold: list[Example]
 ) -> None:
-    objective = Supervised(loaded.model, loaded.encoder)
+    objective = Supervised(loaded.model, loaded.family, loaded.encoder)
     batch = tensors(loaded.encoder(gold)[0])
     sums = by_hand(loaded, batch)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_sum_over_parts_of_a_batch_is_the_sum_over_the_batch(
     loaded: Loaded, gold: list[Example]
 ) -> None:
     """What makes the loss the same at every world size and accumulation."""
-    objective = Supervised(loaded.model, loaded.encoder)
+    objective = Supervised(loaded.model, loaded.family, loaded.encoder)
     whole, first, rest = (tensors(loaded.encoder(part)[0]) for part in (gold, gold[:1], gold[1:]))
     with torch.no_grad():
         parts = objective(**first) + objective(**rest)
@@ -100,7 +100,7 @@ def test_a_sum_over_parts_of_a_batch_is_the_sum_over_the_batch(
 
 
 def test_preference_has_a_gold_term_and_a_pair_term(loaded: Loaded, mixed: Tensors) -> None:
-    objective = Preference(loaded.model, loaded.encoder, pair_weight=0.25)
+    objective = Preference(loaded.model, loaded.family, loaded.encoder, pair_weight=0.25)
     sums = torch.tensor(by_hand(loaded, mixed), dtype=torch.float64)
     role = mixed["role"]
     margins = sums[role == CHOSEN] - sums[role == REJECTED]
@@ -114,8 +114,10 @@ def test_preference_has_a_gold_term_and_a_pair_term(loaded: Loaded, mixed: Tenso
 def test_preference_divides_by_gold_tokens_and_by_pairs(
     loaded: Loaded, gold: list[Example], mixed: Tensors
 ) -> None:
-    objective = Preference(loaded.model, loaded.encoder, pair_weight=0.25)
-    alone = Supervised(loaded.model, loaded.encoder).weights(**tensors(loaded.encoder(gold)[0]))
+    objective = Preference(loaded.model, loaded.family, loaded.encoder, pair_weight=0.25)
+    alone = Supervised(loaded.model, loaded.family, loaded.encoder).weights(
+        **tensors(loaded.encoder(gold)[0])
+    )
     assert objective.weights(**mixed).tolist() == [alone.item(), 2]
 
 
@@ -134,7 +136,7 @@ async def test_the_margin_is_the_likelihood_judges(
     finally:
         judge.close()
     with torch.no_grad():
-        logprobs = Supervised(loaded.model, loaded.encoder).row_logprobs(mixed)
+        logprobs = Supervised(loaded.model, loaded.family, loaded.encoder).row_logprobs(mixed)
     margins = logprobs[mixed["role"] == CHOSEN] - logprobs[mixed["role"] == REJECTED]
     for margin in margins.tolist():
         assert min(abs(margin - told) for told in reported) < 1e-3
@@ -143,7 +145,9 @@ async def test_the_margin_is_the_likelihood_judges(
 def test_a_gradient_step_on_the_pairs_prefers_the_chosen_text(
     loaded: Loaded, mixed: Tensors
 ) -> None:
-    objective = Preference(copy.deepcopy(loaded.model), loaded.encoder, pair_weight=1.0)
+    objective = Preference(
+        copy.deepcopy(loaded.model), loaded.family, loaded.encoder, pair_weight=1.0
+    )
     role = mixed["role"]
 
     def margin() -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stagebeam.data.preferences import Preference, first_fault, write_preferences
-from stagebeam.models.families.mllama import IGNORE
+from stagebeam.models.encoder import IGNORE
 from stagebeam.models.load import Loaded
 from stagebeam.records import Example
 from stagebeam.training.objectives import CHOSEN, GOLD, REJECTED
@@ -73,7 +73,9 @@ def test_a_pairs_loss_is_on_the_stage_after_prompt_and_prefix(
     batch, _ = PreferenceEncoder(encoder, path, 1.0)(scenes[:4])
     whole = []
     for pair in pairs:
-        prompt = encoder.prompt_ids(pair.messages, len(pair.images)) + encoder.ids(pair.prefix)
+        prompt = encoder.prompt_ids(pair.messages, [{}] * len(pair.images)) + encoder.ids(
+            pair.prefix
+        )
         whole.append((prompt, encoder.ids(pair.rejected), len(pair.images)))
     for row in np.flatnonzero(batch["role"] == REJECTED).tolist():
         length = int(batch["attention_mask"][row].sum())

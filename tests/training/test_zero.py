@@ -14,7 +14,8 @@ import pytest
 import torch
 import zero_rank
 
-from stagebeam.models.families.mllama import IGNORE, MllamaEncoder
+from stagebeam.models.encoder import IGNORE
+from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.load import load
 from stagebeam.recipe import TrainConfig
 from stagebeam.training.objectives import Supervised
@@ -96,7 +97,7 @@ def plain(model: Path) -> tuple[list[float], dict[str, torch.Tensor], list[float
     loaded = load(str(model), "cpu")
     train = config(Path("unused"), world=1)
     loaded.model.train()
-    objective = Supervised(loaded.model, loaded.encoder)
+    objective = Supervised(loaded.model, loaded.family, loaded.encoder)
     optimizer = torch.optim.AdamW(objective.parameters(), weight_decay=train.weight_decay)
     losses, norms = [], []
     # warm-up in two steps, then the cosine's first value, which is the peak

@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from stagebeam.data.sources.scenes import draw
-from stagebeam.models.families.mllama import Arrays, MllamaEncoder
+from stagebeam.models.encoder import Arrays, RowEncoder
 from stagebeam.recipe import ModelConfig, TrainConfig
 from stagebeam.records import Example
 from stagebeam.source_config import ScenesSource
@@ -34,7 +34,7 @@ def step_examples(step: int) -> list[Example]:
 
 
 def micro_batches(
-    encoder: MllamaEncoder, step: int, rank: int, world: int, accumulation: int
+    encoder: RowEncoder, step: int, rank: int, world: int, accumulation: int
 ) -> list[Arrays]:
     """A rank's consecutive part of the batch: with two ranks, one sees no image at all."""
     size = 4 // (world * accumulation)
@@ -60,6 +60,7 @@ class Recorder:
 
 
 def main(folder: Path) -> None:
+    from stagebeam.models.registry import family_of
     from stagebeam.training.checkpoint import export
     from stagebeam.training.loop import load_shards, make_engine, run_steps
     from stagebeam.training.objectives import Supervised
@@ -71,10 +72,11 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     settings = deepspeed_settings(model_config, train)
-    encoder = MllamaEncoder(model_config.path)
+    family = family_of(model_config.path)
+    encoder = family.encoder(model_config.path)
     model = load_partitioned(model_config.path, model_config.dtype, settings)
     model.train()
-    engine = make_engine(Supervised(model, encoder), train, settings)
+    engine = make_engine(Supervised(model, family, encoder), train, settings)
 
     def steps(start: int) -> Iterator[Sequence[Arrays]]:
         for step in range(start, STEPS):
@@ -86,7 +88,7 @@ def main(folder: Path) -> None:
 
     recorder, resumed = Recorder(folder), Recorder(folder)
     train_from(0, recorder)
-    export(engine, encoder.processor, folder / "export", "{}")
+    export(engine, encoder, folder / "export", "{}")
     load_shards(engine, folder / "checkpoint")
     train_from(SAVED, resumed)
     seen = {

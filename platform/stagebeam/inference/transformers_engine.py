@@ -29,7 +29,7 @@ from stagebeam.inference.kv import (
 )
 from stagebeam.inference.sampling import draw_tokens
 from stagebeam.inference.types import Candidate, FinishReason, GenerateRequest, Usage
-from stagebeam.models.families.mllama import Arrays
+from stagebeam.models.encoder import Arrays
 from stagebeam.models.families.mllama_runtime import MllamaRuntime
 from stagebeam.models.load import Loaded
 
@@ -119,12 +119,13 @@ class TransformersEngine:
 
     def _prepare(self, request: GenerateRequest, loop: asyncio.AbstractEventLoop) -> _Job:
         prompt = request.prompt
-        prompt_ids = self._encoder.prompt_ids(prompt.messages, len(prompt.images))
+        images = [self._encoder.image(image) for image in prompt.images]
+        prompt_ids = self._encoder.prompt_ids(prompt.messages, images)
         return _Job(
             request=request,
             prompt_ids=prompt_ids,
             ids=prompt_ids + self._encoder.ids(request.prefix),
-            images=[self._encoder.image(image) for image in prompt.images],
+            images=images,
             digest=images_digest(prompt.images),
             loop=loop,
             out=asyncio.Queue(),

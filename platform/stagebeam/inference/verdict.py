@@ -22,7 +22,7 @@ import torch
 
 from stagebeam.inference.kv import LruBytes, images_digest
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt, Usage, Verdict
-from stagebeam.models.families.mllama import Arrays, MllamaEncoder
+from stagebeam.models.encoder import Arrays, RowEncoder
 from stagebeam.models.families.mllama_runtime import MllamaRuntime
 from stagebeam.models.load import Loaded
 from stagebeam.records import Message
@@ -112,11 +112,12 @@ class TransformersJudge:
         self._thread.join()
 
     def _prepare(self, request: JudgeRequest) -> _Job:
-        rows = self._pair_rows(request) if self.kind == "verdict" else self._text_rows(request)
         images = [self._encoder.image(image) for image in request.prompt.images]
+        rows_of = self._pair_rows if self.kind == "verdict" else self._text_rows
+        rows = rows_of(request, images)
         return _Job(request, rows, images, images_digest(request.prompt.images), Future())
 
-    def _pair_rows(self, request: JudgeRequest) -> list[_Row]:
+    def _pair_rows(self, request: JudgeRequest, images: Sequence[Arrays]) -> list[_Row]:
         """Two rows for each pair, (a, b) then (b, a), each one token short of its answer."""
         rows = []
         for a, b in request.pairs:
@@ -124,13 +125,13 @@ class TransformersJudge:
                 messages = verdict_messages(
                     request, request.candidates[first], request.candidates[second]
                 )
-                ids = self._encoder.prompt_ids(messages, len(request.prompt.images))
+                ids = self._encoder.prompt_ids(messages, images)
                 rows.append(_Row(ids, len(ids)))
         return rows
 
-    def _text_rows(self, request: JudgeRequest) -> list[_Row]:
+    def _text_rows(self, request: JudgeRequest, images: Sequence[Arrays]) -> list[_Row]:
         """One row for each candidate."""
-        prompt = self._encoder.prompt_ids(request.prompt.messages, len(request.prompt.images))
+        prompt = self._encoder.prompt_ids(request.prompt.messages, images)
         known = prompt + self._encoder.ids(request.prefix)
         return [_Row(known + self._encoder.ids(text), len(known)) for text in request.candidates]
 
@@ -215,7 +216,7 @@ class TransformersJudge:
         return tuple(Verdict(margin, margin) for margin in margins)
 
 
-def option_ids(encoder: MllamaEncoder) -> tuple[int, int]:
+def option_ids(encoder: RowEncoder) -> tuple[int, int]:
     """The single tokens that the two options are answered with.
 
     Raises ValueError where the tokenizer needs several tokens for one of them.

@@ -8,44 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, MllamaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
-from stagebeam.models.families.mllama import MllamaEncoder
-
-FAMILIES = ("mllama",)
+from stagebeam.models.encoder import RowEncoder
+from stagebeam.models.family import Family
+from stagebeam.models.registry import family_of
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to run, in evaluation mode."""
 
-    model: MllamaForConditionalGeneration
-    encoder: MllamaEncoder
+    model: Any  # of transformers
+    family: Family
+    encoder: RowEncoder
     fingerprint: str
-
-
-def check_folder(path: str) -> None:
-    """Raises ValueError where `path` is a local folder that holds no model of a known family."""
-    if not Path(path).exists():
-        if path.startswith(("/", ".", "runs/")):
-            raise ValueError(f"There is no model folder at {path}.")
-        return  # a hub name; from_pretrained says whether it exists
-    try:
-        family = AutoConfig.from_pretrained(path).model_type
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a model folder: {str(error).splitlines()[0]}") from None
-    if family not in FAMILIES:
-        raise ValueError(f"{path} holds a {family} model; known families: {', '.join(FAMILIES)}.")
 
 
 def load(path: str, device: str = "auto", dtype: torch.dtype | None = None) -> Loaded:
     """Open `path` on a device (`auto` is CUDA where there is one), in its own dtype by default.
 
-    Raises ValueError where the folder is absent or of another family, or where a weight is
+    Raises ValueError where the folder is absent or of no known family, or where a weight is
     missing, unexpected or of another shape: such a weight would be left freshly initialised,
     silently (transformers issues 45313, 45397).
     """
-    check_folder(path)
+    family = family_of(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     opened: Any = AutoModelForImageTextToText.from_pretrained(
@@ -54,7 +41,7 @@ def load(path: str, device: str = "auto", dtype: torch.dtype | None = None) -> L
     model, info = opened
     check_loading(path, info)
     model.to(device).eval()
-    return Loaded(model, MllamaEncoder(path), fingerprint(path))
+    return Loaded(model, family, family.encoder(path), fingerprint(path))
 
 
 def check_loading(path: str, info: dict[str, object]) -> None:

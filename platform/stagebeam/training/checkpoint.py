@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from stagebeam.data.ledger import Ledger, Plan
+from stagebeam.models.encoder import RowEncoder
 
 _LEDGER_FILE = "ledger.json"
 _PREFIX = "model."  # where the objective keeps the model
@@ -49,7 +50,7 @@ def start_step(plan: Plan, run_folder: Path) -> int:
     return read_ledger(run_folder / latest["checkpoint_dir_name"]).start_step(plan)
 
 
-def export(engine: Any, processor: Any, folder: Path, recipe: str) -> None:
+def export(engine: Any, encoder: RowEncoder, folder: Path, recipe: str) -> None:
     """Write a Hugging Face folder: whole weights, processor, chat template, and the recipe.
 
     Called on every rank (under ZeRO-3 each gives its share); rank 0 writes. The folder appears
@@ -64,7 +65,7 @@ def export(engine: Any, processor: Any, folder: Path, recipe: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         model = engine.module.model
         model.save_pretrained(partial, state_dict=_unwrapped(weights))
-        processor.save_pretrained(partial)
+        encoder.save_processor(str(partial))
         (partial / "recipe.json").write_text(recipe)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -25,7 +25,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.data.stream import encoders_beside, ingest_config
-from stagebeam.models.families.mllama import MllamaEncoder
+from stagebeam.models.encoder import RowEncoder
+from stagebeam.models.family import Family
+from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig, TrainConfig
 from stagebeam.training.checkpoint import (
     checkpoint_name,
@@ -48,7 +50,10 @@ class Task(Protocol):
     def dataset(self, start: int, encoders: int) -> Any:
         """The Ray Data dataset that the workers share, from step `start` on."""
 
-    def objective(self, model: Any, encoder: MllamaEncoder) -> Objective: ...
+    @property
+    def encoder(self) -> RowEncoder: ...
+
+    def objective(self, model: Any, family: Family) -> Objective: ...
 
     def steps(
         self, shard: Any, start: int, rank: int, on_refused: OnRefused
@@ -229,12 +234,11 @@ def _work(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     settings = deepspeed_settings(job.model, job.train)
-    encoder = MllamaEncoder(job.model.path)
     model = load_partitioned(job.model.path, job.model.dtype, settings)
     if job.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()
-    engine = make_engine(job.task.objective(model, encoder), job.train, settings)
+    engine = make_engine(job.task.objective(model, family_of(job.model.path)), job.train, settings)
     start = 0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -257,4 +261,4 @@ def _work(config: dict[str, Any]) -> None:
         epoch_of=job.task.plan.epoch_of,
     )
     reporter.flush()
-    export(engine, encoder.processor, job.export_folder, job.recipe)
+    export(engine, job.task.encoder, job.export_folder, job.recipe)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from stagebeam.models.families import mllama
+from stagebeam.models.encoder import IGNORE, RowEncoder
+from stagebeam.models.family import Family
 from stagebeam.training.contracts import Objective
 
 GOLD, CHOSEN, REJECTED = 0, 1, 2
@@ -16,9 +17,9 @@ GOLD, CHOSEN, REJECTED = 0, 1, 2
 class Supervised(Objective):
     """Negative log-likelihood of the assistant's turns, in nats a token."""
 
-    def __init__(self, model: Any, encoder: mllama.MllamaEncoder) -> None:
+    def __init__(self, model: Any, family: Family, encoder: RowEncoder) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._family = model, family
         self._normalisation = encoder.normalisation
 
     def forward(self, **batch: torch.Tensor) -> torch.Tensor:
@@ -29,10 +30,10 @@ class Supervised(Objective):
 
     def row_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Summed log-probability of each row's labelled tokens, [B]."""
-        logits = mllama.forward(self.model, batch, self._normalisation)[:, :-1].float()
+        logits = self._family.forward(self.model, batch, self._normalisation)[:, :-1].float()
         labels = batch["labels"][:, 1:]
         nll = functional.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=mllama.IGNORE, reduction="none"
+            logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
         )
         return -nll.sum(1)
 
@@ -45,8 +46,8 @@ class Preference(Supervised):
     the Bradley-Terry likelihood of the margin that the likelihood judge reports.
     """
 
-    def __init__(self, model: Any, encoder: mllama.MllamaEncoder, pair_weight: float) -> None:
-        super().__init__(model, encoder)
+    def __init__(self, model: Any, family: Family, encoder: RowEncoder, pair_weight: float) -> None:
+        super().__init__(model, family, encoder)
         self._pair_weight = pair_weight
 
     def forward(self, **batch: torch.Tensor) -> torch.Tensor:
@@ -62,4 +63,4 @@ class Preference(Supervised):
 
 
 def _tokens(labels: torch.Tensor) -> torch.Tensor:
-    return (labels[:, 1:] != mllama.IGNORE).sum()
+    return (labels[:, 1:] != IGNORE).sum()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stagebeam.data.preferences import Preference, read_preferences
-from stagebeam.models.families.mllama import IGNORE, Arrays, EncodedRow, MllamaEncoder
+from stagebeam.models.encoder import IGNORE, Arrays, EncodedRow, RowEncoder
 from stagebeam.records import Example
 from stagebeam.training.objectives import CHOSEN, GOLD, REJECTED
 
@@ -22,10 +22,10 @@ class PreferenceEncoder:
     Pickles as paths; files are read where they are used.
     """
 
-    def __init__(self, encoder: MllamaEncoder, pairs: Path, pairs_per_row: float) -> None:
+    def __init__(self, encoder: RowEncoder, pairs: Path, pairs_per_row: float) -> None:
         self.encoder, self.pairs, self.pairs_per_row = encoder, pairs, pairs_per_row
 
-    def __reduce__(self) -> tuple[type[PreferenceEncoder], tuple[MllamaEncoder, Path, float]]:
+    def __reduce__(self) -> tuple[type[PreferenceEncoder], tuple[RowEncoder, Path, float]]:
         return PreferenceEncoder, (self.encoder, self.pairs, self.pairs_per_row)
 
     @cached_property
@@ -33,7 +33,7 @@ class PreferenceEncoder:
         return read_preferences(self.pairs)
 
     def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
-        """Arrays of `MllamaEncoder.collate`, rows gold, chosen, rejected, and their `role` [B];
+        """Arrays of `RowEncoder.collate`, rows gold, chosen, rejected, and their `role` [B];
         and why examples were refused, by id."""
         rng = random.Random("".join(example.id for example in examples))
         drawn = rng.choices(self._preferences, k=max(1, round(len(examples) * self.pairs_per_row)))
@@ -45,8 +45,7 @@ class PreferenceEncoder:
         return {**self.encoder.collate(rows), "role": role}, refused
 
     def _row(self, pair: Preference, text: str) -> EncodedRow:
-        known = self.encoder.prompt_ids(pair.messages, len(pair.images))
-        known += self.encoder.ids(pair.prefix)
-        ids = self.encoder.ids(text)
         images = tuple(self.encoder.image(image.bytes) for image in pair.images)
+        known = self.encoder.prompt_ids(pair.messages, images) + self.encoder.ids(pair.prefix)
+        ids = self.encoder.ids(text)
         return EncodedRow(known + ids, [IGNORE] * len(known) + ids, images)

@@ -10,7 +10,8 @@ from typing import Any
 
 from stagebeam.data.ledger import Plan
 from stagebeam.data.stream import Encode, training_dataset, worker_batches
-from stagebeam.models.families.mllama import MllamaEncoder
+from stagebeam.models.encoder import RowEncoder
+from stagebeam.models.family import Family
 from stagebeam.training.contracts import Batch, Objective, OnRefused
 from stagebeam.training.objectives import Preference, Supervised
 from stagebeam.training.preference import PreferenceEncoder
@@ -22,7 +23,7 @@ class SupervisedTask:
 
     shards: Path
     plan: Plan
-    encoder: MllamaEncoder
+    encoder: RowEncoder
 
     def dataset(self, start: int, encoders: int) -> Any:
         return training_dataset(self.shards, self.plan, start, self._encode(), encoders)
@@ -30,8 +31,8 @@ class SupervisedTask:
     def _encode(self) -> Encode:
         return self.encoder
 
-    def objective(self, model: Any, encoder: MllamaEncoder) -> Objective:
-        return Supervised(model, encoder)
+    def objective(self, model: Any, family: Family) -> Objective:
+        return Supervised(model, family, self.encoder)
 
     def steps(
         self, shard: Any, start: int, rank: int, on_refused: OnRefused
@@ -56,5 +57,5 @@ class PreferenceTask(SupervisedTask):
     def _encode(self) -> Encode:
         return PreferenceEncoder(self.encoder, self.pairs, self.pairs_per_row)
 
-    def objective(self, model: Any, encoder: MllamaEncoder) -> Objective:
-        return Preference(model, encoder, self.pair_weight)
+    def objective(self, model: Any, family: Family) -> Objective:
+        return Preference(model, family, self.encoder, self.pair_weight)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.integrations import HfDeepSpeedConfig
 
-from stagebeam.models.load import check_folder, check_loading
+from stagebeam.models.load import check_loading
 from stagebeam.recipe import ModelConfig, TrainConfig
 
 
@@ -38,7 +38,6 @@ def load_partitioned(path: str, dtype: str, settings: dict[str, Any]) -> Any:
 
     Raises ValueError where a weight is missing or unexpected.
     """
-    check_folder(path)
     # Alive during from_pretrained, it makes transformers partition while loading.
     keep = HfDeepSpeedConfig(settings) if settings["zero_optimization"]["stage"] == 3 else None
     opened: Any = AutoModelForImageTextToText.from_pretrained(

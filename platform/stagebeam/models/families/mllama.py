@@ -1,15 +1,12 @@
 """Mllama (Llama-3.2-Vision): a decoder whose cross-attention layers look at the image.
 
-`MllamaEncoder` is the CPU half (text to ids, bytes to uint8 pixels, rows to padded arrays) and
-needs no weights. The functions below it are the device half.
+`MllamaEncoder` is the CPU half and needs no weights; the functions below it are the device half.
 
 Ranks stay in step and a row's loss does not depend on its neighbours: a text-only row carries a
 blank image whose vision states are set to zero. The keys and values of zero are zero (the
 projections have no bias) and the MLP of a fully masked row is masked by the model itself, so the
 row passes every cross-attention layer unchanged, exactly as if the layer had been skipped, while
-every rank gathers the same parameters (DeepSpeed issue 7170). Rows that do have images must have
-equally many for that: transformers lets the tokens before a row's first image attend evenly to
-all image slots of the batch, empty ones too.
+every rank gathers the same parameters (DeepSpeed issue 7170).
 
 Shapes: B rows, T tokens, I images a row (at least 1), K tiles, C channels, H x W pixels of a tile,
 P tiles that the images of a batch really have, S vision tokens of a row, D width of the decoder.
@@ -17,9 +14,7 @@ P tiles that the images of a batch really have, S vision tokens of a row, D widt
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,120 +22,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PilImage
-from transformers import AutoProcessor, MllamaForConditionalGeneration
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
 )
 
-from stagebeam.records import Example, Message
-
-IGNORE = -100  # label of a token without loss
-
-Arrays = dict[str, NDArray[Any]]
+from stagebeam.models.encoder import Arrays, EncodedRow, RowEncoder
+from stagebeam.models.family import Family, Normalisation, Tensors
+from stagebeam.models.flops import Flops, decoder, linear, mlp, scores, self_attention
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """One conversation as ids and pixels, not yet padded."""
+class MllamaEncoder(RowEncoder):
+    """One image token stands for an image; a mask says which tokens look at which tiles."""
 
-    input_ids: list[int]  # [T]
-    labels: list[int]  # [T]
-    images: tuple[Arrays, ...]  # one entry an image, see MllamaEncoder.image
-
-
-class MllamaEncoder:
-    """Text and images to arrays. Pickles as a path; the processor is loaded where it is used."""
-
-    def __init__(self, path: str, max_length: int | None = None) -> None:
-        self.path = path
-        self.max_length = max_length  # tokens
-
-    def __reduce__(self) -> tuple[type[MllamaEncoder], tuple[str, int | None]]:
-        return MllamaEncoder, (self.path, self.max_length)
-
-    @cached_property
-    def processor(self) -> Any:
-        return AutoProcessor.from_pretrained(self.path)
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.processor.tokenizer
-
-    @cached_property
-    def _markers(self) -> tuple[str, ...]:
-        # `all_special_tokens` has only those with a role of their own, without the headers
-        special = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        return tuple({*special, self.processor.image_token})
-
-    def render(self, messages: Sequence[Message], images: int, *, answer_next: bool) -> str:
-        """The conversation through the model's own chat template.
-
-        Raises ValueError where a message carries one of the template's own markers.
-        """
-        chat = []
-        for message in messages:
-            for marker in self._markers:
-                if marker in message.text:
-                    raise ValueError(f"A message contains {marker}, a marker of the chat template.")
-            parts: list[dict[str, str]] = [{"type": "text", "text": message.text}]
-            if message.role == "user":
-                parts = [{"type": "image"}] * images + parts
-                images = 0
-            chat.append({"role": message.role, "content": parts})
-        assert images == 0, "images need a user turn to stand in"
-        return str(
-            self.processor.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=answer_next
-            )
-        )
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids of rendered text; the template has written the special tokens already."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def prompt_ids(self, messages: Sequence[Message], images: int) -> list[int]:
-        """Ids up to where the assistant's answer begins."""
-        return self.ids(self.render(messages, images, answer_next=True))
-
-    def encode(self, example: Example) -> EncodedRow:
-        """A training row: loss on every assistant turn, its end token included, nowhere else.
-
-        Raises ValueError for a row that is too long, has chat markers in its text or a broken
-        image.
-        """
-        input_ids: list[int] = []
-        labels: list[int] = []
-        done = ""
-        count = len(example.images)
-        for turn, message in enumerate(example.messages):
-            if message.role != "assistant":
-                continue
-            asked = self.render(example.messages[:turn], count, answer_next=True)
-            answered = self.render(example.messages[: turn + 1], count, answer_next=False)
-            assert asked.startswith(done) and answered.startswith(asked), "template is not causal"
-            prompt, answer = self.ids(asked[len(done) :]), self.ids(answered[len(asked) :])
-            input_ids += prompt + answer
-            labels += [IGNORE] * len(prompt) + answer
-            done = answered
-        if self.max_length and len(input_ids) > self.max_length:
-            raise ValueError(
-                f"Row {example.id} has {len(input_ids)} tokens, more than {self.max_length}."
-            )
-        return EncodedRow(input_ids, labels, tuple(self.image(i.bytes) for i in example.images))
-
-    def image(self, data: bytes) -> Arrays:
+    def pixels(self, picture: PilImage.Image) -> Arrays:
         """`pixel_values` uint8 [tiles it has, C, H, W], `aspect_ratio_ids` [] and
-        `aspect_ratio_mask` [K].
-
-        Raises ValueError where the bytes are no image that can be decoded.
-        """
-        try:
-            picture = PilImage.open(io.BytesIO(data)).convert("RGB")
-        except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
-            raise ValueError("An image cannot be decoded.") from error
-        # Scaling and normalising are left to the device: uint8 is a quarter of the traffic.
-        out = self.processor.image_processor(
+        `aspect_ratio_mask` [K]."""
+        out = self.image_processor(
             picture, do_rescale=False, do_normalize=False, return_tensors="np"
         )
         mask = np.asarray(out["aspect_ratio_mask"][0, 0], np.int64)
@@ -150,23 +48,10 @@ class MllamaEncoder:
             "aspect_ratio_mask": mask,
         }
 
-    def collate(self, rows: Sequence[EncodedRow]) -> Arrays:
-        """Pad rows on the right into one batch of arrays, images included."""
-        width = max(len(row.input_ids) for row in rows)
-
-        def padded(values: list[int], fill: int) -> list[int]:
-            return values + [fill] * (width - len(values))
-
-        pad = self.tokenizer.pad_token_id
-        return {
-            "input_ids": np.array([padded(r.input_ids, pad) for r in rows], np.int64),
-            "labels": np.array([padded(r.labels, IGNORE) for r in rows], np.int64),
-            "attention_mask": np.array([padded([1] * len(r.input_ids), 0) for r in rows], np.int64),
-            "cross_attention_mask": self.cross_mask(
-                [r.input_ids for r in rows], [r.images for r in rows], width
-            ),
-            **self.stack_images([r.images for r in rows]),
-        }
+    def row_arrays(self, rows: Sequence[EncodedRow], input_ids: NDArray[Any]) -> Arrays:
+        """`cross_attention_mask` [B, T, I, K]."""
+        images, width = [row.images for row in rows], input_ids.shape[1]
+        return {"cross_attention_mask": self.cross_mask(input_ids.tolist(), images, width)}
 
     def stack_images(self, rows: Sequence[Sequence[Arrays]]) -> Arrays:
         """`pixel_values` [P, C, H, W], and what says where its tiles belong: `aspect_ratio_ids`
@@ -201,52 +86,18 @@ class MllamaEncoder:
                 [int(i["aspect_ratio_mask"].sum()) for i in row] + [0] * (most - len(row))
                 for row in images
             ],
-            max_num_tiles=self.processor.image_processor.max_image_tiles,
+            max_num_tiles=self.image_processor.max_image_tiles,
             length=width,
         )
         return np.asarray(dense, np.uint8)
 
     @cached_property
     def _blank(self) -> Arrays:
-        size = self.processor.image_processor.size
-        side = (int(size["height"]), int(size["width"]))
-        buffer = io.BytesIO()
-        PilImage.new("RGB", side[::-1]).save(buffer, "PNG")
-        return self.image(buffer.getvalue())
-
-    def training_rows(self, examples: Sequence[Example]) -> tuple[list[EncodedRow], dict[str, str]]:
-        """A row for each example, and why those ids were refused that cannot be trained on.
-
-        A refused example leaves a row without loss in its place, so that every batch has its
-        rows and one bad example does not end a run.
-        """
-        rows, refused = [], {}
-        for example in examples:
-            try:
-                rows.append(self.encode(example))
-            except ValueError as error:
-                rows.append(EncodedRow([self.tokenizer.pad_token_id], [IGNORE], ()))
-                refused[example.id] = str(error)
-        return rows, refused
-
-    def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
-        """A training batch straight from examples (what the stream is handed), and what was
-        refused."""
-        rows, refused = self.training_rows(examples)
-        return self.collate(rows), refused
-
-    @cached_property
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, of pixels scaled to 0..1."""
-        images = self.processor.image_processor
-        return list(images.image_mean), list(images.image_std)
+        size = self.image_processor.size
+        return self.pixels(PilImage.new("RGB", (int(size["width"]), int(size["height"]))))
 
 
-def encode_images(
-    model: MllamaForConditionalGeneration,
-    batch: dict[str, torch.Tensor],
-    normalisation: tuple[list[float], list[float]],
-) -> torch.Tensor:
+def encode_images(model: Any, batch: Tensors, normalisation: Normalisation) -> torch.Tensor:
     """Vision states [B, S, D] of a batch's uint8 images; absent images give zeros."""
     tiles = batch["pixel_values"].float() / 255  # [P, C, H, W]
     mean, std = (tiles.new_tensor(v).view(-1, 1, 1) for v in normalisation)
@@ -266,16 +117,100 @@ def encode_images(
     return states.flatten(1, 2)
 
 
-def forward(
-    model: MllamaForConditionalGeneration,
-    batch: dict[str, torch.Tensor],
-    normalisation: tuple[list[float], list[float]],
-) -> torch.Tensor:
+def _masks(batch: Tensors, tile_tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """What cross-attention adds to its scores, [B, 1, T, S], and which tokens its MLP works on,
+    [B, 1, T, 1].
+
+    As in transformers, a token that stands before its row's images looks at all of them, and the
+    MLP passes it by. But only at those: transformers lets it look at every slot of the batch, so
+    that its output would change with the image count of other rows.
+    """
+    looks = batch["cross_attention_mask"].bool()  # [B, T, I, K]
+    any_tile = looks.flatten(2).any(-1)  # [B, T]
+    # A row without images looks at slots that hold zeros, which leaves it as it is.
+    own = batch["image_mask"].bool() | ~batch["image_mask"].bool().any(-1, keepdim=True)  # [B, I]
+    looks = torch.where(any_tile[..., None, None], looks, own[:, None, :, None])
+    hidden = (~looks.flatten(2)).repeat_interleave(tile_tokens, dim=-1)[:, None]
+    added = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return added.masked_fill_(hidden, torch.finfo(dtype).min), any_tile[:, None, :, None].to(dtype)
+
+
+def forward(model: Any, batch: Tensors, normalisation: Normalisation) -> torch.Tensor:
     """Logits [B, T, V] of a training batch."""
-    return model(
+    tile_tokens = model.model.vision_model.num_patches
+    mask, any_tile = _masks(batch, tile_tokens, model.dtype)
+    hidden = model.model.language_model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         cross_attention_states=encode_images(model, batch, normalisation),
-        cross_attention_mask=batch["cross_attention_mask"].to(torch.int64),
+        cross_attention_mask=mask,
+        full_text_row_masked_out_mask=any_tile,
         use_cache=False,
-    ).logits
+    ).last_hidden_state
+    logits: torch.Tensor = model.lm_head(hidden)
+    return logits
+
+
+def generation(model: Any, batch: Tensors, normalisation: Normalisation) -> dict[str, Any]:
+    """For `model.generate`, which makes its own masks; rows want equally many images."""
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "cross_attention_states": encode_images(model, batch, normalisation),
+        "cross_attention_mask": batch["cross_attention_mask"].to(torch.int64),
+    }
+
+
+def flops(config: Any, batch: Arrays) -> Flops:
+    """Forward FLOPs of a batch: all tiles that the tower runs, and the tokens that are there."""
+    vision, text = config.vision_config, config.text_config
+    images = batch["aspect_ratio_mask"].shape[0] * batch["aspect_ratio_mask"].shape[1]
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    padded = patches + -patches % 8  # the tower pads each tile so
+    tiles = images * vision.max_num_tiles
+    tower = 0.0
+    for _ in range(vision.num_hidden_layers + vision.num_global_layers):
+        size = vision.hidden_size // vision.attention_heads
+        heads = (vision.attention_heads, vision.attention_heads, size)
+        lengths = [padded * vision.max_num_tiles] * images
+        tower += self_attention(lengths, vision.hidden_size, *heads, causal=False)
+        tower += mlp(sum(lengths), vision.hidden_size, vision.intermediate_size, gated=False)
+    pixels = vision.num_channels * vision.patch_size**2
+    tower += linear(tiles * (patches - 1), pixels, vision.hidden_size)
+    states = tiles * patches
+    lengths = batch["attention_mask"].sum(1).tolist()
+    tokens, crossing = sum(lengths), len(text.cross_attention_layers)
+    head_dim = text.hidden_size // text.num_attention_heads
+    width, kv_width = text.hidden_size, text.num_key_value_heads * head_dim
+    seen = batch["aspect_ratio_mask"].shape[1] * vision.max_num_tiles * patches  # by each token
+    cross = linear(tokens, width, 2 * width) + linear(states, width, 2 * kv_width)
+    cross += scores(float(tokens) * seen, width)
+    cross += mlp(tokens, width, text.intermediate_size, gated=True)
+    return Flops(
+        vision=tower,
+        projector=linear(states, vision.vision_output_dim, width),
+        cross_attention=crossing * cross,
+        language=decoder(
+            lengths,
+            layers=text.num_hidden_layers - crossing,
+            hidden=width,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=head_dim,
+            vocabulary=text.vocab_size,
+        ),
+    )
+
+
+def _groups(config: Any) -> dict[str, tuple[str, ...]]:
+    layers = config.text_config.cross_attention_layers
+    return {
+        "vision": ("model.vision_model.",),
+        "projector": ("model.multi_modal_projector.",),
+        "cross_attention": tuple(f"model.language_model.layers.{layer}." for layer in layers),
+        "language": ("model.language_model.", "lm_head."),
+    }
+
+
+FAMILY = Family("mllama", MllamaEncoder, forward, generation, _groups, flops)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from stagebeam.models.families.mllama import Arrays, encode_images
+from stagebeam.models.encoder import Arrays
+from stagebeam.models.families.mllama import MllamaEncoder, encode_images
 from stagebeam.models.load import Loaded
 
 
@@ -19,6 +20,10 @@ class MllamaRuntime:
     """Forward passes over rows of different lengths, padded on the left."""
 
     def __init__(self, loaded: Loaded) -> None:
+        if not isinstance(loaded.encoder, MllamaEncoder):
+            raise ValueError(
+                f"The engine `transformers` runs mllama models, not {loaded.family.name}."
+            )
         self.model, self.encoder = loaded.model, loaded.encoder
         self._config: Any = loaded.model.config
         text: Any = self._config.text_config

@@ -1,0 +1,30 @@
+"""The families that can be trained, by name, and which one a model folder is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from stagebeam.models.families import mllama
+from stagebeam.models.family import Family
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (mllama.FAMILY,)}
+
+
+def family_of(path: str, expected: str | None = None) -> Family:
+    """The family of the model at `path`, a folder or a hub name.
+
+    Raises ValueError where there is no model, one of no known family, or not of the `expected`.
+    """
+    if not Path(path).exists() and path.startswith(("/", ".", "runs/")):
+        raise ValueError(f"There is no model folder at {path}.")
+    try:
+        name = AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a model folder: {str(error).splitlines()[0]}") from None
+    if name not in FAMILIES:
+        raise ValueError(f"{path} holds a {name} model; known families: {', '.join(FAMILIES)}.")
+    if expected not in (None, name):
+        raise ValueError(f"{path} holds a {name} model, and the recipe says {expected}.")
+    return FAMILIES[name]
