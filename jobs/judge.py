@@ -26,11 +26,12 @@ from stagebeam.data.shards import iter_examples
 from stagebeam.inference.load import load_generator
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling
 from stagebeam.models.registry import family_of
-from stagebeam.recipe import EngineConfig, JudgeTraining, Recipe, TrainConfig, load_recipe
+from stagebeam.recipe import EngineConfig, JudgeTraining, Recipe, load_recipe
 from stagebeam.records import Example
 from stagebeam.search.seeds import candidate_seed, question_key
 from stagebeam.stages import Stage
 from stagebeam.tracking import Run, start_run
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.launch import Job
 from stagebeam.training.tasks import PreferenceTask
 

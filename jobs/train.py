@@ -28,8 +28,9 @@ from stagebeam.data.shards import iter_examples
 from stagebeam.inference.verdict import wording
 from stagebeam.models.registry import family_of
 from stagebeam.models.tiny.build import build_tiny
-from stagebeam.recipe import DataConfig, ModelConfig, Recipe, TrainConfig, load_recipe
+from stagebeam.recipe import DataConfig, ModelConfig, Recipe, load_recipe
 from stagebeam.tracking import Run, start_run
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import StepReport
 from stagebeam.training.launch import Job, fit
 from stagebeam.training.tasks import SupervisedTask

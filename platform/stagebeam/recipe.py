@@ -12,8 +12,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stagebeam.annotate_config import AnnotateConfig
-from stagebeam.schema import Fraction, PositiveInt, Section
+from stagebeam.schema import PositiveInt, Section
 from stagebeam.source_config import Source
+from stagebeam.train_config import TrainConfig
 
 
 class ModelConfig(Section):
@@ -57,6 +58,11 @@ class DataConfig(Section):
         description="How often an epoch reads the rows of a source (1 if not named): 2 each row "
         "twice, 0.5 every other row. By the rows' `source` or what it begins with.",
     )
+    answers: Literal["stages", "untagged", "conclusion"] = Field(
+        "stages",
+        description="What is learnt of a staged answer: all of it, its text without the tags, or "
+        "its conclusion alone (the paper's ablations).",
+    )
     length_window: int = Field(
         8,
         ge=0,
@@ -68,45 +74,6 @@ class DataConfig(Section):
     def _weights(self) -> Self:
         if any(weight < 0 for weight in self.weights.values()):
             raise ValueError("weights must not be negative")
-        return self
-
-
-class TrainConfig(Section):
-    """Full-parameter SFT with DeepSpeed ZeRO under Ray Train."""
-
-    output_dir: Path = Field(description="Checkpoints and the exported model go here.")
-    num_workers: PositiveInt = Field(8, description="Ranks; one process each.")
-    use_gpu: bool = Field(True, description="One GPU a rank; otherwise CPU over gloo.")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores that Ray reserves a rank.")
-    encoders: PositiveInt | None = Field(
-        None,
-        description="Processes that encode batches, half a CPU each. None: two a rank, or what the "
-        "ranks leave room for.",
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(3, description="DeepSpeed ZeRO stage.")
-    global_batch_size: PositiveInt = Field(32, description="Rows in one optimiser step.")
-    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches a step.")
-    epochs: PositiveInt = Field(3, description="Passes over the shards.")
-    max_steps: PositiveInt | None = Field(None, description="Stop after this many steps.")
-    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
-    schedule: Literal["constant", "cosine", "step"] = Field("step", description="After warm-up.")
-    step_decay: Fraction = Field(0.85, description="Factor an epoch, for the step schedule.")
-    warmup_steps: int = Field(0, ge=0, description="Linear warm-up in steps.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Clip the global gradient norm to this.")
-    gradient_checkpointing: bool = Field(True, description="Recompute activations.")
-    checkpoint_every: PositiveInt = Field(500, description="Steps between checkpoints.")
-    max_failures: int = Field(3, ge=0, description="Restarts after a worker's death.")
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        share = self.num_workers * self.gradient_accumulation_steps
-        if self.global_batch_size % share:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} does not divide over "
-                f"{self.num_workers} workers x {self.gradient_accumulation_steps} micro-batches"
-            )
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stagebeam.recipe import TrainConfig
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.loop import learning_rate
 
 PEAK = 0.01

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.data.parcel import MicroBatch, Parcel, pack
 from stagebeam.models.load import Loaded
-from stagebeam.recipe import ModelConfig, TrainConfig
+from stagebeam.recipe import ModelConfig
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.checkpoint import checkpoint_name, start_step, write_ledger
 from stagebeam.training.objectives import Preference, Supervised
 from stagebeam.training.tasks import PreferenceTask, SupervisedTask

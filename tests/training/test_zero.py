@@ -17,7 +17,7 @@ import zero_rank
 from stagebeam.models.encoder import IGNORE
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.load import load
-from stagebeam.recipe import TrainConfig
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.objectives import Supervised
 
 # Ranks sum float32 in another order, and AdamW divides by the gradient's size, so where a gradient

@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from stagebeam.data.sources.scenes import draw
 from stagebeam.models.encoder import Arrays, RowEncoder
-from stagebeam.recipe import ModelConfig, TrainConfig
+from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
 from stagebeam.source_config import ScenesSource
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import StepReport
 
 STEPS = 3

@@ -28,7 +28,8 @@ from stagebeam.data.stream import encoders_beside, ingest_config
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
 from stagebeam.models.registry import family_of
-from stagebeam.recipe import ModelConfig, TrainConfig
+from stagebeam.recipe import ModelConfig
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.checkpoint import (
     checkpoint_name,
     export,

@@ -17,7 +17,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from stagebeam.recipe import TrainConfig
+from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import Batch, Objective, Reporter, StepReport
 
 

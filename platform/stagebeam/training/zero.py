@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText
 from transformers.integrations import HfDeepSpeedConfig
 
 from stagebeam.models.load import check_loading
-from stagebeam.recipe import ModelConfig, TrainConfig
+from stagebeam.recipe import ModelConfig
+from stagebeam.train_config import TrainConfig
 
 
 def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
