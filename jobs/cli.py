@@ -14,6 +14,8 @@ COMMANDS = {
     "quickstart": "Draw data, train, serve, search and report, on this machine.",
     "prepare": "Write the recipe's sources as shards with a manifest.",
     "annotate": "Have a teacher write a data set of staged answers.",
+    "validate": "Check a recipe against its shards and model, before any GPU is taken.",
+    "estimate": "Predict memory, time and disk of a recipe's training.",
     "train": "Train the recipe's model on its shards.",
     "judge": "Train a judge from the generator's own mistakes.",
     "evaluate": "Ask held-out questions by every search method and write a report.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from rich.console import Console
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
+from jobs.training_watch import Watch
 from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.ledger import Plan
 from stagebeam.data.manifest import read_manifest
@@ -31,7 +32,7 @@ from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe, load_recipe
 from stagebeam.tracking import Run, start_run
 from stagebeam.train_config import TrainConfig
-from stagebeam.training.contracts import StepReport
+from stagebeam.training.heldout import open_rows
 from stagebeam.training.launch import Job, fit
 from stagebeam.training.tasks import SupervisedTask
 
@@ -52,6 +53,7 @@ class TrainSummary(BaseModel):
     rows: int  # that an epoch reads
     refused: int  # rows that could not be trained on
     final_loss: float  # mean over the last tenth of the steps
+    held_out_loss: float | None = None  # the last one, nats a token
     seconds: float
 
 
@@ -71,6 +73,7 @@ def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) ->
     task = SupervisedTask(
         shards=recipe.data.shards.absolute(),
         plan=plan_of(config, recipe.data, recipe.seed),
+        answers=recipe.data.answers,
         encoder=family_of(model.path).encoder(model.path, recipe.data.max_length),
     )
     job = Job("train", model, config, task, recipe.model_dump_json())
@@ -83,11 +86,11 @@ def run_training(job: Job, fingerprint: str, run: Run, console: Console) -> Trai
     plan = job.task.plan
     if plan.unread:
         console.print(f"    the last {plan.unread} rows make no whole batch and are not read")
-    losses: list[float] = []
     with StepBar(console, job.name, plan.total_steps) as bar:
-        refused = fit(job, _on_step(job, run, bar, losses))
+        watch = Watch(job, run, bar)
+        refused = fit(job, watch)
     _tell(refused, console)
-    tail = losses[-max(1, len(losses) // 10) :]
+    tail = watch.losses[-max(1, len(watch.losses) // 10) :]
     summary = TrainSummary(
         fingerprint=fingerprint,
         model=str(job.export_folder),
@@ -97,6 +100,7 @@ def run_training(job: Job, fingerprint: str, run: Run, console: Console) -> Trai
         rows=plan.epoch_length,
         refused=len(refused),
         final_loss=sum(tail) / len(tail),
+        held_out_loss=watch.held_out_loss,
         seconds=time.perf_counter() - started,
     )
     (job.train.output_dir / SUMMARY_FILE).write_text(summary.model_dump_json(indent=1))
@@ -108,23 +112,6 @@ def _tell(refused: dict[str, str], console: Console) -> None:
         console.print(f"    {len(refused)} rows could not be trained on, such as:")
     for reason in islice(refused.values(), _SHOWN_REFUSALS):
         console.print(f"      {reason}", markup=False, highlight=False)
-
-
-def _on_step(job: Job, run: Run, bar: StepBar, losses: list[float]) -> Callable[[StepReport], None]:
-    def on_step(report: StepReport) -> None:
-        losses.append(report.loss)
-        bar.update(report.step, f"loss {report.loss:.3f}")
-        run.log(
-            {
-                f"{job.name}/step": report.step,
-                f"{job.name}/loss": report.loss,
-                f"{job.name}/learning_rate": report.learning_rate,
-                f"{job.name}/tokens_per_s": report.tokens / report.seconds,
-                f"{job.name}/data_wait_share": report.data_wait_seconds / report.seconds,
-            }
-        )
-
-    return on_step
 
 
 def finished(folder: Path, fingerprint: str, *, fresh: bool) -> TrainSummary | None:
@@ -172,10 +159,15 @@ def ensure_model(model: ModelConfig, shards: Path, seed: int) -> ModelConfig:
 
 
 def required_train(recipe: Recipe) -> TrainConfig:
-    """The train section, its folder absolute: workers run in folders of their own."""
+    """The train section, its folders absolute: workers run in folders of their own."""
     if recipe.train is None:
         raise ValueError(f"The recipe '{recipe.name}' has no train section.")
-    return recipe.train.model_copy(update={"output_dir": recipe.train.output_dir.absolute()})
+    update: dict[str, object] = {"output_dir": recipe.train.output_dir.absolute()}
+    if (evaluation := recipe.train.evaluation) is not None:
+        beside = recipe.evaluation.shards if recipe.evaluation else recipe.data.shards
+        shards = {"shards": (evaluation.shards or beside).absolute()}
+        update["evaluation"] = evaluation.model_copy(update=shards)
+    return recipe.train.model_copy(update=update)
 
 
 def _texts(shards: Path) -> Iterator[str]:
@@ -194,6 +186,8 @@ def main(
         loaded = load_recipe(recipe)
         config = required_train(loaded)
         read_manifest(loaded.data.shards)  # before anything is written
+        if config.evaluation is not None:
+            open_rows(config.evaluation)
         console = Console()
         run = start_run(
             loaded.tracking,

@@ -175,6 +175,22 @@ def test_the_fingerprint_is_the_same_in_another_process(path: Path) -> None:
     assert other.stdout.strip() == load_recipe(path).fingerprint()
 
 
+def test_a_recipe_may_change_another_one(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.yaml")
+    middle, top = tmp_path / "middle.yaml", tmp_path / "top.yaml"
+    middle.write_text("extends: base.yaml\nname: middle\ndata: {max_length: 77}\n")
+    top.write_text("extends: middle.yaml\nname: top\n")
+    before, after = load_recipe(base), load_recipe(top)
+    data = before.data.model_copy(update={"max_length": 77})
+    assert after == before.model_copy(update={"name": "top", "data": data})
+    base.write_text("extends: top.yaml\n")
+    with pytest.raises(ValueError, match=r"^The recipe \S+ extends itself\.$"):
+        load_recipe(top)
+    middle.write_text("extends: none.yaml\n")
+    with pytest.raises(ValueError, match=r"^There is no recipe file at \S+none\.yaml\.$"):
+        load_recipe(top)
+
+
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(shipped: Path) -> None:
     load_recipe(shipped)

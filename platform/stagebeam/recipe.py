@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -21,7 +21,9 @@ class ModelConfig(Section):
     """The model that training starts from."""
 
     path: str = Field(description="Hugging Face folder or hub name.")
-    family: Literal["mllama"] = Field("mllama", description="How prompts and images are built.")
+    family: Literal["mllama", "llava", "llava_next", "qwen2_5_vl"] = Field(
+        "mllama", description="How prompts and images are built."
+    )
     tiny_layers: PositiveInt | None = Field(
         None,
         description="If nothing is at `path`, build a small untrained model with this many "
@@ -223,11 +225,20 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file.
+    """Read a recipe file. Its key `extends` names another one, beside it, that it changes: what it
+    says itself counts, mapping by mapping; a list is replaced whole.
 
     Raises ValueError with one sentence that names the file, the field and what is wrong.
     """
     path = Path(path)
+    try:
+        return Recipe.model_validate(_read(path, ()))
+    except ValidationError as error:
+        raise ValueError(f"The recipe {path} is wrong: {describe(error)}.") from None
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's settings over those of the recipe that it extends."""
     try:
         with path.open(encoding="utf-8") as stream:
             loaded = yaml.safe_load(stream)
@@ -240,10 +251,23 @@ def load_recipe(path: str | Path) -> Recipe:
         raise ValueError(f"The recipe {path} is not valid YAML: {where}.") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"The recipe {path} must be a mapping of sections.")
-    try:
-        return Recipe.model_validate(loaded)
-    except ValidationError as error:
-        raise ValueError(f"The recipe {path} is wrong: {describe(error)}.") from None
+    if "extends" not in loaded:
+        return loaded
+    base = path.parent / str(loaded.pop("extends"))
+    above = (*above, path.resolve())
+    if base.resolve() in above:
+        raise ValueError(f"The recipe {path} extends itself.")
+    return _over(_read(base, above), loaded)
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _over(below, value)
+        merged[key] = value
+    return merged
 
 
 def describe(error: ValidationError) -> str:

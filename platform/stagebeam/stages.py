@@ -175,3 +175,9 @@ def stage_body(stage: Stage, text: str) -> str | None:
 def find_tags(text: str) -> tuple[str, ...]:
     """Stage tags, or what reads like one, in a text that must not have any (a user's message)."""
     return tuple(m[0] for m in _TAG_LIKE.finditer(text))
+
+
+def untagged(text: str) -> str:
+    """A staged answer's text without its tags, a line a stage; any other text as it is."""
+    answer = parse(text)
+    return "\n".join(answer.bodies[stage] for stage in STAGES) if answer.valid else text

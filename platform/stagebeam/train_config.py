@@ -16,7 +16,7 @@ class LoraConfig(Section):
     """Low-rank adapters by `peft` on the linear layers of some groups, merged in the export."""
 
     rank: PositiveInt = Field(16, description="Rank of an adapter.")
-    alpha: float = Field(32.0, gt=0, description="Adapters are scaled by alpha / rank.")
+    alpha: PositiveInt = Field(32, description="Adapters are scaled by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout before an adapter.")
     groups: tuple[Group, ...] = Field(
         ("language",), min_length=1, description="Groups that get adapters."
@@ -26,7 +26,9 @@ class LoraConfig(Section):
 class HeldOutEvaluation(Section):
     """Rows that are not trained on, looked at while training goes on."""
 
-    shards: Path = Field(description="Folder of shards.")
+    shards: Path | None = Field(
+        None, description="Folder of shards. None: where `prepare` puts what is not trained on."
+    )
     split: str = Field("test", description="Split of those rows.")
     every: PositiveInt = Field(500, description="Steps between evaluations; one more at the end.")
     rows: PositiveInt = Field(256, description="Rows whose loss is taken, from the start.")

@@ -13,6 +13,7 @@ from PIL import Image as PilImage
 from transformers import AutoConfig, AutoProcessor, MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
 
+from stagebeam.models.encoder import IGNORE, EncodedRow
 from stagebeam.models.families import mllama
 from stagebeam.models.load import Loaded, load
 from stagebeam.records import Example, Image, Message
@@ -72,6 +73,27 @@ def test_every_row_of_a_mixed_batch_equals_stock_transformers(
     """The text-only row too, which stock transformers runs without any cross-attention layer."""
     for row, together in zip(rows, ours(loaded, rows), strict=True):
         assert distance(together, stock(loaded, row)) < CLOSE
+
+
+def test_rows_of_a_batch_are_answered_as_each_is_alone(
+    loaded: Loaded, rows: list[Example]
+) -> None:
+    def answered(some: Sequence[Example]) -> list[list[int]]:
+        encoder = loaded.encoder
+        encoded = []
+        for row in some:
+            images = tuple(encoder.image(image.bytes) for image in row.images)
+            ids = encoder.prompt_ids(row.messages[:-1], images)
+            encoded.append(EncodedRow(ids, [IGNORE] * len(ids), images))
+        arrays = encoder.collate(encoded, left=True)
+        batch = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        with torch.no_grad():
+            inputs = mllama.generation(loaded.model, batch, encoder.normalisation)
+            out = loaded.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        return out[:, arrays["input_ids"].shape[1] :].tolist()
+
+    seeing = rows[:3]  # of equally many images, or none
+    assert answered(seeing) == [answered([row])[0] for row in seeing]
 
 
 def test_the_image_and_the_gates_matter(loaded: Loaded, rows: list[Example]) -> None:

@@ -78,7 +78,7 @@ def test_supervised_is_the_cross_entropy_of_the_answers(
     batch = tensors(loaded.encoder(gold)[0])
     sums = by_hand(loaded, batch)
     with torch.no_grad():
-        assert objective.row_logprobs(batch).tolist() == pytest.approx(sums, rel=1e-5)
+        assert objective.row_logprobs(**batch).tolist() == pytest.approx(sums, rel=1e-5)
         assert objective(**batch).tolist() == pytest.approx([-sum(sums)], rel=1e-5)
     answers = [m.text for e in gold for m in e.messages if m.role == "assistant"]
     tokens = sum(len(loaded.encoder.ids(text)) + 1 for text in answers)  # and its end token
@@ -136,7 +136,7 @@ async def test_the_margin_is_the_likelihood_judges(
     finally:
         judge.close()
     with torch.no_grad():
-        logprobs = Supervised(loaded.model, loaded.family, loaded.encoder).row_logprobs(mixed)
+        logprobs = Supervised(loaded.model, loaded.family, loaded.encoder).row_logprobs(**mixed)
     margins = logprobs[mixed["role"] == CHOSEN] - logprobs[mixed["role"] == REJECTED]
     for margin in margins.tolist():
         assert min(abs(margin - told) for told in reported) < 1e-3
@@ -151,7 +151,7 @@ def test_a_gradient_step_on_the_pairs_prefers_the_chosen_text(
     role = mixed["role"]
 
     def margin() -> torch.Tensor:
-        logprobs = objective.row_logprobs(mixed)
+        logprobs = objective.row_logprobs(**mixed)
         return (logprobs[role == CHOSEN] - logprobs[role == REJECTED]).mean()
 
     before = margin().item()

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
+from stagebeam.data.parcel import MicroBatch
 from stagebeam.data.sources.scenes import draw
 from stagebeam.models.encoder import Arrays, RowEncoder
 from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
 from stagebeam.source_config import ScenesSource
 from stagebeam.train_config import TrainConfig
-from stagebeam.training.contracts import StepReport
+from stagebeam.training.contracts import EvaluationReport, StepReport, Take
 
 STEPS = 3
 SAVED = 2  # the step after which a checkpoint is taken
 
 
 def step_examples(step: int) -> list[Example]:
-    """A global batch of four: two with an image, then two without."""
+    """A global batch of four: one image, two images, and two rows without."""
     drawn = [e for e in draw(ScenesSource(rows=300)) if len(e.messages) == 2]
-    seeing = [e for e in drawn if e.images][2 * step : 2 * step + 2]
-    return seeing + [e for e in drawn if not e.images][2 * step : 2 * step + 2]
+    one, two = [e for e in drawn if e.images][2 * step : 2 * step + 2]
+    two = replace(two, images=two.images + one.images)
+    return [one, two, *[e for e in drawn if not e.images][2 * step : 2 * step + 2]]
 
 
 def micro_batches(
@@ -55,16 +56,21 @@ class Recorder:
     def step(self, report: StepReport) -> None:
         self.reports.append(report)
 
-    def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
+    def evaluation(self, report: EvaluationReport) -> None:
+        raise AssertionError("there are no held-out rows")
+
+    def checkpoint(self, step: int, take: Take, loss: float | None) -> None:
         self.saved.append(step)
-        save(self.folder / "checkpoint")
+        (self.folder / "checkpoint").mkdir(exist_ok=True)
+        take()(self.folder / "checkpoint")
 
 
 def main(folder: Path) -> None:
     from stagebeam.models.registry import family_of
     from stagebeam.training.checkpoint import export
-    from stagebeam.training.loop import load_shards, make_engine, run_steps
+    from stagebeam.training.loop import Course, make_engine, run_steps
     from stagebeam.training.objectives import Supervised
+    from stagebeam.training.shards import restore
     from stagebeam.training.zero import deepspeed_settings, load_partitioned
 
     run = json.loads((folder / "run.json").read_text())
@@ -79,18 +85,18 @@ def main(folder: Path) -> None:
     model.train()
     engine = make_engine(Supervised(model, family, encoder), train, settings)
 
-    def steps(start: int) -> Iterator[Sequence[Arrays]]:
+    def steps(start: int) -> Iterator[list[MicroBatch]]:
         for step in range(start, STEPS):
-            yield micro_batches(encoder, step, rank, world, train.gradient_accumulation_steps)
+            share = micro_batches(encoder, step, rank, world, train.gradient_accumulation_steps)
+            yield [MicroBatch(step, n, arrays, {}, []) for n, arrays in enumerate(share)]
 
     def train_from(start: int, recorder: Recorder) -> None:
-        span: dict[str, Any] = {"start": start, "total": STEPS, "epoch_of": lambda step: 0}
-        run_steps(engine, train, steps(start), recorder, **span)
+        run_steps(engine, train, steps(start), recorder, Course(start, STEPS, lambda step: 0))
 
     recorder, resumed = Recorder(folder), Recorder(folder)
     train_from(0, recorder)
     export(engine, encoder, folder / "export", "{}")
-    load_shards(engine, folder / "checkpoint")
+    restore(engine, folder / "checkpoint")
     train_from(SAVED, resumed)
     seen = {
         "reports": [asdict(report) for report in recorder.reports],

@@ -144,6 +144,8 @@ class RowEncoder(ABC):
             assert asked.startswith(done) and answered.startswith(asked), "template is not causal"
             prompt = self.ids(self.expand(asked[len(done) :], unplaced))
             answer = self.ids(answered[len(asked) :])
+            if self.tokenizer.eos_token_id not in answer:  # LLaVA-1.5's template writes no end
+                answer.append(self.tokenizer.eos_token_id)
             input_ids += prompt + answer
             labels += [IGNORE] * len(prompt) + answer
             done = answered

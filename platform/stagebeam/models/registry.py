@@ -6,10 +6,13 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from stagebeam.models.families import mllama
+from stagebeam.models.families import llava, llava_next, mllama, qwen_vl
 from stagebeam.models.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (mllama.FAMILY,)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (mllama.FAMILY, llava.FAMILY, llava_next.FAMILY, qwen_vl.FAMILY)
+}
 
 
 def family_of(path: str, expected: str | None = None) -> Family:

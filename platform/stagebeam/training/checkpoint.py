@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.models.encoder import RowEncoder
+from stagebeam.train_config import LoraConfig
+from stagebeam.training.trainable import merged, save_adapter
 
 _LEDGER_FILE = "ledger.json"
 _PREFIX = "model."  # where the objective keeps the model
@@ -50,11 +52,14 @@ def start_step(plan: Plan, run_folder: Path) -> int:
     return read_ledger(run_folder / latest["checkpoint_dir_name"]).start_step(plan)
 
 
-def export(engine: Any, encoder: RowEncoder, folder: Path, recipe: str) -> None:
+def export(
+    engine: Any, encoder: RowEncoder, folder: Path, recipe: str, lora: LoraConfig | None = None
+) -> None:
     """Write a Hugging Face folder: whole weights, processor, chat template, and the recipe.
 
-    Called on every rank (under ZeRO-3 each gives its share); rank 0 writes. The folder appears
-    whole or not at all; an older export of the same name is replaced.
+    Adapters are merged into the weights, and lie beside them in `adapter`. Called on every rank
+    (under ZeRO-3 each gives its share); rank 0 writes. The folder appears whole or not at all; an
+    older export of the same name is replaced.
     """
     if engine.zero_optimization_partition_weights():
         weights = engine._zero3_consolidated_16bit_state_dict()  # None except on rank 0
@@ -63,8 +68,11 @@ def export(engine: Any, encoder: RowEncoder, folder: Path, recipe: str) -> None:
     if dist.get_rank() == 0:
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
-        model = engine.module.model
-        model.save_pretrained(partial, state_dict=_unwrapped(weights))
+        model, weights = engine.module.model, _unwrapped(weights)
+        if lora is not None:
+            save_adapter(weights, model.peft_config["default"], partial / "adapter")
+            weights = merged(weights, lora)
+        model.save_pretrained(partial, state_dict=weights)
         encoder.save_processor(str(partial))
         (partial / "recipe.json").write_text(recipe)
         shutil.rmtree(folder, ignore_errors=True)

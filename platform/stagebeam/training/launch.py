@@ -11,9 +11,10 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
+from stagebeam.records import Example
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.checkpoint import (
     checkpoint_name,
@@ -37,9 +39,19 @@ from stagebeam.training.checkpoint import (
     start_step,
     write_ledger,
 )
-from stagebeam.training.contracts import Batch, Objective, OnRefused, StepReport
+from stagebeam.training.contracts import (
+    EvaluationReport,
+    Objective,
+    OnRefused,
+    Step,
+    StepReport,
+    Take,
+)
 
-Progress = Callable[[StepReport], None]
+_LOSS = "held_out_loss"
+
+Report = StepReport | EvaluationReport
+Progress = Callable[[Report], None]
 
 
 class Task(Protocol):
@@ -48,17 +60,22 @@ class Task(Protocol):
     @property
     def plan(self) -> Plan: ...
 
-    def dataset(self, start: int, encoders: int) -> Any:
-        """The Ray Data dataset that the workers share, from step `start` on."""
-
     @property
     def encoder(self) -> RowEncoder: ...
 
+    @property
+    def staged(self) -> bool:
+        """Whether answers are learnt with their tags."""
+
+    @property
+    def reword(self) -> Callable[[Example], Example]: ...
+
+    def dataset(self, start: int, encoders: int) -> Any:
+        """The Ray Data dataset that the workers share, from step `start` on."""
+
     def objective(self, model: Any, family: Family) -> Objective: ...
 
-    def steps(
-        self, shard: Any, start: int, rank: int, on_refused: OnRefused
-    ) -> Iterator[Sequence[Batch]]:
+    def steps(self, shard: Any, start: int, rank: int, on_refused: OnRefused) -> Iterator[Step]:
         """A rank's micro-batches from its part of the dataset, a list for each step."""
 
 
@@ -85,11 +102,12 @@ class Job:
 
 
 class _Board:
-    """Where rank 0 writes steps, each rank the rows it refused, and the driver reads both."""
+    """Where rank 0 writes what happened, each rank the rows it refused, and the driver reads."""
 
     def __init__(self) -> None:
-        self._reports: list[StepReport] = []
+        self._reports: list[Report] = []
         self._refused: dict[str, str] = {}
+        self._fault: str | None = None
 
     def refuse(self, rows: dict[str, str]) -> None:
         self._refused |= rows
@@ -97,20 +115,27 @@ class _Board:
     def refused(self) -> dict[str, str]:
         return self._refused
 
-    def add(self, reports: list[StepReport]) -> None:
+    def fail(self, fault: str) -> None:
+        self._fault = fault
+
+    def fault(self) -> str | None:
+        return self._fault
+
+    def add(self, reports: list[Report]) -> None:
         self._reports += reports
 
-    def since(self, count: int) -> list[StepReport]:
+    def since(self, count: int) -> list[Report]:
         return self._reports[count:]
 
 
-def fit(job: Job, on_step: Progress) -> dict[str, str]:
+def fit(job: Job, on_report: Progress) -> dict[str, str]:
     """Train and export, resuming where an earlier run of the same name stopped; returns the ids
     of the rows that could not be trained on, and why.
 
-    `on_step` is called on the driver for every optimiser step, once each even after a restart of
-    the workers repeats some. Raises ValueError if a checkpoint is there that read its rows in
-    another order, and RuntimeError with the worker's reason if training fails.
+    `on_report` is called on the driver for every optimiser step and evaluation, once each even
+    after a restart of the workers repeats some. Raises ValueError if a checkpoint is there that
+    read its rows in another order, FloatingPointError with the ids of rows if a loss or gradient
+    is not finite, and RuntimeError with the worker's reason if training fails otherwise.
     """
     run_folder = job.storage / job.name
     task = job.task
@@ -133,8 +158,10 @@ def fit(job: Job, on_step: Progress) -> dict[str, str]:
         run_config=_run_config(job),
     )
     try:
-        with _watching(board, on_step):
+        with _watching(board, on_report):
             trainer.fit()
+        if fault := ray.get(board.fault.remote()):
+            raise FloatingPointError(fault)
         return dict(ray.get(board.refused.remote()))
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"Training {job.name} failed: {error}") from error
@@ -143,31 +170,37 @@ def fit(job: Job, on_step: Progress) -> dict[str, str]:
 
 
 def _run_config(job: Job) -> RunConfig:
+    # Ray keeps the latest checkpoint beside those that it is told to keep.
+    kept: dict[str, Any] = {"num_to_keep": 2}
+    if job.train.evaluation is not None:
+        order = {"checkpoint_score_attribute": _LOSS, "checkpoint_score_order": "min"}
+        kept = {"num_to_keep": 1, **order}
     options: dict[str, Any] = {
         "name": job.name,
         "storage_path": str(job.storage),
         "failure_config": FailureConfig(max_failures=job.train.max_failures),
-        "checkpoint_config": CheckpointConfig(num_to_keep=2),
-        "worker_runtime_env": {"env_vars": _worker_environment(job)},
+        "checkpoint_config": CheckpointConfig(**kept),
+        "worker_runtime_env": {"env_vars": worker_environment(job)},
     }
     return RunConfig(**options)
 
 
 @contextmanager
-def _watching(board: Any, on_step: Progress) -> Iterator[None]:
-    """Call `on_step` from a thread for reports as they come in."""
+def _watching(board: Any, on_report: Progress) -> Iterator[None]:
+    """Call `on_report` from a thread for reports as they come in."""
     done = threading.Event()
 
     def watch() -> None:
-        seen, last = 0, 0
+        seen = 0
+        last = {StepReport: 0, EvaluationReport: 0}
         while True:
             ended = done.wait(0.5)
             reports = ray.get(board.since.remote(seen))
             seen += len(reports)
             for report in reports:
-                if report.step > last:
-                    last = report.step
-                    on_step(report)
+                if report.step > last[type(report)]:
+                    last[type(report)] = report.step
+                    on_report(report)
             if ended:
                 return
 
@@ -180,7 +213,7 @@ def _watching(board: Any, on_step: Progress) -> Iterator[None]:
         thread.join()
 
 
-def _worker_environment(job: Job) -> dict[str, str]:
+def worker_environment(job: Job) -> dict[str, str]:
     """Set before the workers import anything: DeepSpeed picks its accelerator on import."""
     tools = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja beside the interpreter
     environment = {"PATH": os.pathsep.join((tools, os.environ.get("PATH", "")))}
@@ -190,76 +223,110 @@ def _worker_environment(job: Job) -> dict[str, str]:
 
 
 class _RayReporter:
-    """Sends steps to the board and checkpoints to Ray Train."""
+    """Sends reports to the board and checkpoints to Ray Train."""
 
     def __init__(self, board: Any, rank: int, plan: Plan) -> None:
         self._board, self._rank, self._plan = board, rank, plan
-        self._attempt = uuid.uuid4().hex[:6]
-        self._pending: list[StepReport] = []
+        names: list[str] = [uuid.uuid4().hex[:6]]
+        dist.broadcast_object_list(names, src=0)
+        self._attempt = names[0]  # the same on every rank, and another one after a restart
+        self._pending: list[Report] = []
+        self._written = threading.Event()
+        self._written.set()
 
     def step(self, report: StepReport) -> None:
+        self._add(report)
+        if len(self._pending) >= 5:
+            self.flush()
+
+    def evaluation(self, report: EvaluationReport) -> None:
+        self._add(report)
+
+    def _add(self, report: Report) -> None:
         if self._rank == 0:
             self._pending.append(report)
-            if len(self._pending) >= 5:
-                self.flush()
 
     def flush(self) -> None:
         self._board.add.remote(self._pending)
         self._pending = []
 
-    def checkpoint(self, step: int, save: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
-            if self._rank == 0:
-                write_ledger(Ledger.after(self._plan, step), Path(folder))
-            ray.train.report(
-                {"step": step},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=checkpoint_name(step, self._attempt_of_group()),
-            )
+    def checkpoint(self, step: int, take: Take, loss: float | None) -> None:
+        """Training waits for the copy out of the device alone; Ray's thread writes it."""
+        self._written.wait()  # one copy at a time in host memory
+        write = take()
+        self._written.clear()
+        storage = ray.train.get_context().get_storage()
 
-    def _attempt_of_group(self) -> str:
-        """The same on every rank of this worker group, and different after a restart."""
-        names: list[str] = [self._attempt]
-        dist.broadcast_object_list(names, src=0)
-        return names[0]
+        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                folder = Path(checkpoint.path)
+                write(folder)
+                if self._rank == 0:
+                    write_ledger(Ledger.after(self._plan, step), folder)
+                return storage.persist_current_checkpoint(checkpoint, name)
+            finally:
+                self._written.set()
+
+        ray.train.report(
+            {"step": step} if loss is None else {"step": step, _LOSS: loss},
+            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
+            checkpoint_dir_name=checkpoint_name(step, self._attempt),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+        )
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each rank runs."""
+    """What each rank runs. A fault of the numbers is told, not raised: it would come again after
+    a restart."""
     job, board = config["job"], config["board"]
+    reporter = _RayReporter(board, ray.train.get_context().get_world_rank(), job.task.plan)
+    try:
+        _train(job, board, reporter)
+    except FloatingPointError as error:
+        board.fail.remote(str(error))
+    finally:
+        reporter.flush()
+
+
+def _train(job: Job, board: Any, reporter: _RayReporter) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # imported here: DeepSpeed reads its accelerator from the worker's environment
-    from stagebeam.training.loop import load_shards, make_engine, run_steps
+    from stagebeam.training.heldout import HeldOut
+    from stagebeam.training.loop import Course, make_engine, run_steps
+    from stagebeam.training.shards import restore
+    from stagebeam.training.trainable import choose
     from stagebeam.training.zero import deepspeed_settings, load_partitioned
 
-    context = ray.train.get_context()
-    settings = deepspeed_settings(job.model, job.train)
+    rank, task, train = ray.train.get_context().get_world_rank(), job.task, job.train
+    family = family_of(job.model.path)
+    settings = deepspeed_settings(job.model, train)
     model = load_partitioned(job.model.path, job.model.dtype, settings)
-    if job.train.gradient_checkpointing:
+    choose(model, family, train, task.plan.seed)
+    if train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()
-    engine = make_engine(job.task.objective(model, family_of(job.model.path)), job.train, settings)
+    engine = make_engine(task.objective(model, family), train, settings)
     start = 0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            start = read_ledger(Path(folder)).start_step(job.task.plan)
-            load_shards(engine, Path(folder))
-    reporter = _RayReporter(board, context.get_world_rank(), job.task.plan)
-    run_steps(
-        engine,
-        job.train,
-        job.task.steps(
-            ray.train.get_dataset_shard("train"),
-            start,
-            context.get_world_rank(),
-            board.refuse.remote,
-        ),
-        reporter,
+            start = read_ledger(Path(folder)).start_step(task.plan)
+            restore(engine, Path(folder))
+    held_out = None
+    if train.evaluation is not None:
+        batch = task.plan.micro_batch_size
+        held_out = HeldOut(train.evaluation, task.encoder, task.reword, batch)
+    course = Course(
         start=start,
-        total=job.task.plan.total_steps,
-        epoch_of=job.task.plan.epoch_of,
+        total=task.plan.total_steps,
+        epoch_of=task.plan.epoch_of,
+        seed=task.plan.seed,
+        flops=partial(family.flops, model.config),
+        held_out=held_out,
+        profile_folder=train.output_dir / "profile" if rank == 0 else None,
     )
-    reporter.flush()
-    export(engine, job.task.encoder, job.export_folder, job.recipe)
+    shard = ray.train.get_dataset_shard("train")
+    steps = task.steps(shard, start, rank, board.refuse.remote)
+    run_steps(engine, train, steps, reporter, course)
+    export(engine, task.encoder, job.export_folder, job.recipe, train.lora)

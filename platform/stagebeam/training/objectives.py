@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import GenerationConfig
 
 from stagebeam.models.encoder import IGNORE, RowEncoder
 from stagebeam.models.family import Family
@@ -21,21 +22,37 @@ class Supervised(Objective):
         super().__init__()
         self.model, self._family = model, family
         self._normalisation = encoder.normalisation
+        self._pad = encoder.tokenizer.pad_token_id
 
-    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
-        return -self.row_logprobs(batch).sum()[None]
+    def terms(self, **batch: torch.Tensor) -> torch.Tensor:
+        return -self.row_logprobs(**batch).sum()[None]
 
     def weights(self, **batch: torch.Tensor) -> torch.Tensor:
         return _tokens(batch["labels"])[None]
 
-    def row_logprobs(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Summed log-probability of each row's labelled tokens, [B]."""
+    def row_logprobs(self, **batch: torch.Tensor) -> torch.Tensor:
         logits = self._family.forward(self.model, batch, self._normalisation)[:, :-1].float()
         labels = batch["labels"][:, 1:]
         nll = functional.cross_entropy(
             logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
         )
         return -nll.sum(1)
+
+    def answers(self, max_new_tokens: int, synced: bool, **batch: torch.Tensor) -> torch.Tensor:
+        own = self.model.generation_config
+        # Not the folder's sampling settings: the figure must be the same each time.
+        greedy = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=self._pad,
+        )
+        inputs = self._family.generation(self.model, batch, self._normalisation)
+        out: torch.Tensor = self.model.generate(
+            **inputs, generation_config=greedy, synced_gpus=synced
+        )
+        known = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        return out[:, known:]
 
 
 class Preference(Supervised):
@@ -50,9 +67,9 @@ class Preference(Supervised):
         super().__init__(model, family, encoder)
         self._pair_weight = pair_weight
 
-    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
+    def terms(self, **batch: torch.Tensor) -> torch.Tensor:
         role = batch["role"]
-        logprobs = self.row_logprobs(batch)
+        logprobs = self.row_logprobs(**batch)
         margins = logprobs[role == CHOSEN] - logprobs[role == REJECTED]
         pairs = -functional.logsigmoid(margins).sum()
         return torch.stack((-logprobs[role == GOLD].sum(), self._pair_weight * pairs))

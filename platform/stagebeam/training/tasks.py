@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,41 +12,49 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.stream import Encode, training_dataset, worker_batches
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
-from stagebeam.training.contracts import Batch, Objective, OnRefused
+from stagebeam.training.answers import Form, Reworder, RewordingEncoder
+from stagebeam.training.contracts import Objective, OnRefused, Step
 from stagebeam.training.objectives import Preference, Supervised
 from stagebeam.training.preference import PreferenceEncoder
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisedTask:
     """Answers of the shards, in the order that the plan's seed gives."""
 
     shards: Path
     plan: Plan
     encoder: RowEncoder
+    answers: Form = "stages"
 
     def dataset(self, start: int, encoders: int) -> Any:
         return training_dataset(self.shards, self.plan, start, self._encode(), encoders)
 
     def _encode(self) -> Encode:
-        return self.encoder
+        return RewordingEncoder(self.encoder, self.reword)
+
+    @property
+    def staged(self) -> bool:
+        return self.answers == "stages"
+
+    @property
+    def reword(self) -> Reworder:
+        return Reworder(self.answers)
 
     def objective(self, model: Any, family: Family) -> Objective:
         return Supervised(model, family, self.encoder)
 
-    def steps(
-        self, shard: Any, start: int, rank: int, on_refused: OnRefused
-    ) -> Iterator[Sequence[Batch]]:
+    def steps(self, shard: Any, start: int, rank: int, on_refused: OnRefused) -> Iterator[Step]:
         batches = worker_batches(shard, self.plan, rank, start)
         for _, group in groupby(batches, key=lambda batch: batch.step):
             micro_batches = list(group)
             for batch in micro_batches:
                 if batch.refused:
                     on_refused(batch.refused)
-            yield [batch.arrays for batch in micro_batches]
+            yield micro_batches
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceTask(SupervisedTask):
     """The same, and beside each answer a pair from `pairs` of which the better text is known."""
 

@@ -19,6 +19,10 @@ def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]
     zero: dict[str, Any] = {"stage": train.zero_stage}
     if train.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
+    if train.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": train.use_gpu}
     if train.use_gpu:
         zero["overlap_comm"] = True
     else:
@@ -29,6 +33,7 @@ def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: no second compiled extension
+        "zero_force_ds_cpu_optimizer": False,  # nor where its state lies in host memory
         "bf16": {"enabled": model.dtype == "bfloat16"},
         "steps_per_print": 2**31,  # the loop reports; DeepSpeed's own lines are left out
     }

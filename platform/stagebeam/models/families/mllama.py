@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PilImage
+from transformers import DynamicCache
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
@@ -151,6 +152,23 @@ def forward(model: Any, batch: Tensors, normalisation: Normalisation) -> torch.T
     return logits
 
 
+class _Seen(DynamicCache):
+    """Keeps what the cross-attention layers wrote first: `generate` hands them the vision states
+    with every token, and they would be added to those that are there."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self._crossing = frozenset(config.cross_attention_layers)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        layer: Any = self.layers[layer_idx]
+        if layer_idx in self._crossing and layer.get_seq_length():
+            return layer.keys, layer.values
+        return super().update(key_states, value_states, layer_idx, *args)
+
+
 def generation(model: Any, batch: Tensors, normalisation: Normalisation) -> dict[str, Any]:
     """For `model.generate`, which makes its own masks; rows want equally many images."""
     return {
@@ -158,6 +176,7 @@ def generation(model: Any, batch: Tensors, normalisation: Normalisation) -> dict
         "attention_mask": batch["attention_mask"],
         "cross_attention_states": encode_images(model, batch, normalisation),
         "cross_attention_mask": batch["cross_attention_mask"].to(torch.int64),
+        "past_key_values": _Seen(model.config.text_config),
     }
 
 

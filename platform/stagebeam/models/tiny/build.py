@@ -16,14 +16,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from stagebeam.models.tiny import mllama
+from stagebeam.models.tiny import llava, mllama, qwen_vl
 from stagebeam.models.tiny.words import word_tokenizer
 
 # From a tokenizer and a number of decoder layers, the model, and what has its `save_pretrained`
 # for everything else in the folder.
 Build = Callable[[PreTrainedTokenizerFast, int], tuple[Any, Any]]
 
-BUILDERS: dict[str, Build] = {"mllama": mllama.build}
+BUILDERS: dict[str, Build] = {
+    "mllama": mllama.build,
+    "llava": llava.build_llava,
+    "llava_next": llava.build_llava_next,
+    "qwen2_5_vl": qwen_vl.build,
+}
 
 
 def build_tiny(
