@@ -8,6 +8,7 @@ generator's weights and is trained on gold answers and on those pairs (docs/judg
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from stagebeam.recipe import EngineConfig, JudgeTraining, Recipe, load_recipe
 from stagebeam.records import Example
 from stagebeam.search.seeds import candidate_seed, question_key
 from stagebeam.stages import Stage
-from stagebeam.tracking import Run, start_run
+from stagebeam.tracking import Run, run_id, start_run
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.launch import Job
 from stagebeam.training.tasks import PreferenceTask
@@ -78,6 +79,8 @@ def _train_config(recipe: Recipe, config: JudgeTraining) -> TrainConfig:
             "learning_rate": config.learning_rate,
             "max_steps": config.steps,
             "epochs": 1 + config.steps,  # the steps decide
+            "packing": False,  # a pair's rows are compared as wholes
+            "evaluation": None,
         }
     )
 
@@ -176,10 +179,13 @@ def main(
         trained_generator(loaded)  # before anything is written
         console = Console()
         settings = loaded.model_dump(mode="json")
-        run = start_run(loaded.tracking, loaded.name, settings, folder, job_type="judge")
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        tracked = {"job_type": "judge", "run_id": run_id(folder)}
+        run = start_run(loaded.tracking, loaded.name, settings, folder, **tracked)
         try:
             with ray_session():
-                summary = train_judge(loaded, run, console, fresh=fresh)
+                summary = train_judge(loaded, run, console)
         finally:
             run.finish()
         console.print(f"{summary.steps} steps, loss {summary.final_loss:.4f}: {summary.model}")

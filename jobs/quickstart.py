@@ -49,7 +49,7 @@ from stagebeam.evaluation.results import (
 from stagebeam.inference.load import load_generator
 from stagebeam.recipe import EngineConfig, EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
-from stagebeam.tracking import Run, start_run
+from stagebeam.tracking import Run, run_id, start_run
 
 RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 FULL_CANDIDATES = (1, 2, 4, 8)
@@ -183,6 +183,7 @@ def main(
             loaded.model_dump(mode="json"),
             folder,
             job_type="quickstart",
+            run_id=run_id(folder),
         )
         try:
             with ray_session():

@@ -30,7 +30,7 @@ from stagebeam.inference.verdict import wording
 from stagebeam.models.registry import family_of
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe, load_recipe
-from stagebeam.tracking import Run, start_run
+from stagebeam.tracking import Run, run_id, start_run
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.heldout import open_rows
 from stagebeam.training.launch import Job, fit
@@ -63,21 +63,42 @@ def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) ->
     Raises ValueError where the recipe lacks a section or the output folder holds another run.
     """
     config = required_train(recipe)
-    settings = recipe.model_copy(
-        update={"judge_training": None, "serve": None, "evaluation": None}
-    ).fingerprint()
+    settings = learnt(recipe, config).fingerprint()
     done = finished(config.output_dir, settings, fresh=fresh)
     if done is not None:
         return done
     model = ensure_model(recipe.model, recipe.data.shards, recipe.seed)
+    family = family_of(model.path)
+    if config.packing and not family.packs:
+        raise ValueError(f"Rows of the family {family.name} cannot be packed; set packing: false.")
     task = SupervisedTask(
         shards=recipe.data.shards.absolute(),
         plan=plan_of(config, recipe.data, recipe.seed),
         answers=recipe.data.answers,
-        encoder=family_of(model.path).encoder(model.path, recipe.data.max_length),
+        encoder=family.encoder(model.path, recipe.data.max_length),
+        pack_to=recipe.data.max_length if config.packing else None,
     )
     job = Job("train", model, config, task, recipe.model_dump_json())
     return run_training(job, settings, run, console)
+
+
+def learnt(recipe: Recipe, config: TrainConfig) -> Recipe:
+    """The recipe without what may change between a run and its continuation: how the work is
+    spread over machines, and what is looked at while it goes on."""
+    spread = {"num_workers": 1, "gradient_accumulation_steps": 1, "cpus_per_worker": 1.0}
+    kept: dict[str, object] = {
+        **spread, "encoders": None, "zero_stage": 3, "offload": "none", "max_failures": 0,
+        "checkpoint_every": 1, "evaluation": None, "peak_tflops": None, "profile_steps": 0,
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    return recipe.model_copy(
+        update={
+            "train": config.model_copy(update=kept),
+            "judge_training": None,
+            "serve": None,
+            "evaluation": None,
+        }
+    )
 
 
 def run_training(job: Job, fingerprint: str, run: Run, console: Console) -> TrainSummary:
@@ -189,16 +210,19 @@ def main(
         if config.evaluation is not None:
             open_rows(config.evaluation)
         console = Console()
+        if fresh:
+            shutil.rmtree(config.output_dir, ignore_errors=True)
         run = start_run(
             loaded.tracking,
             loaded.name,
             loaded.model_dump(mode="json"),
             config.output_dir,
             job_type="train",
+            run_id=run_id(config.output_dir),
         )
         try:
             with ray_session():
-                summary = train(loaded, run, console, fresh=fresh)
+                summary = train(loaded, run, console)
         finally:
             run.finish()
         console.print(f"{summary.steps} steps, loss {summary.final_loss:.4f}: {summary.model}")

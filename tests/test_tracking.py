@@ -14,7 +14,7 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 from stagebeam.recipe import TrackingConfig
-from stagebeam.tracking import start_run
+from stagebeam.tracking import run_id, start_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,3 +137,9 @@ def test_auto_with_a_key_goes_offline_when_the_server_cannot_be_reached(tmp_path
         timeout=90,
     )
     assert done.stdout.strip().endswith("offline"), done.stderr
+
+
+def test_a_folder_keeps_its_runs_id(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run_id(folder)
+    assert run_id(folder) == first != run_id(tmp_path / "other")

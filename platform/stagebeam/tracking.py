@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "WANDB_API_KEY"
 INIT_TIMEOUT_S = 30.0
+_ID_FILE = "tracking_id"
 
 
 class Run:
@@ -71,6 +73,16 @@ class Run:
             "url": self.url,
             "offline_dir": str(directory) if directory else None,
         }
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run whose files lie in `folder`, made at its first start and kept there, so
+    that a restarted job goes on with the same run."""
+    file = folder / _ID_FILE
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:8])
+    return file.read_text()
 
 
 def start_run(

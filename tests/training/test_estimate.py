@@ -28,7 +28,7 @@ from stagebeam.training.outline import Outline, outline
 
 NO_ACTIVATIONS = Activations({}, 0.0, 0.0, 0.0, 0.0)
 CLOSE = 0.04  # of bytes; stages 1 and 2 keep the gradients at a share's edges whole
-CLOSE_ACTIVATIONS = 0.05
+CLOSE_ACTIVATIONS = 0.03
 Case = tuple[str, int, dict[str, Any]]
 
 

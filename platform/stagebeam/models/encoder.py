@@ -186,6 +186,11 @@ class RowEncoder(ABC):
             **self.stack_images([r.images for r in rows]),
         }
 
+    def collate_packed(self, rows: Sequence[EncodedRow], width: int) -> Arrays:
+        """Rows one after another in sequences of at most `width` tokens that do not see each
+        other; only of families that pack (Family.packs)."""
+        raise AssertionError(f"{type(self).__name__} does not pack")
+
     def training_rows(self, examples: Sequence[Example]) -> tuple[list[EncodedRow], dict[str, str]]:
         """A row for each example, and why those ids were refused that cannot be trained on.
 

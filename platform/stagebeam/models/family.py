@@ -39,7 +39,7 @@ class Family:
     groups: Callable[[Any], Mapping[str, tuple[str, ...]]]
     # Forward FLOPs of one batch, from the model's config and the encoder's arrays.
     flops: Callable[[Any, Arrays], Flops]
-    packs: bool = False  # whether several conversations may share a row (encoder.collate_packed)
+    packs: bool = False  # whether several conversations may share a row (RowEncoder.collate_packed)
 
     def group_of(self, config: Any, parameter: str) -> str:
         """The group of a parameter, by its name in the model."""

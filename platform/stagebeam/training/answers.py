@@ -35,11 +35,15 @@ class Reworder:
 
 
 @dataclass(frozen=True, slots=True)
-class RewordingEncoder:
-    """An encoder that sees the answers in the form."""
+class AnswerEncoder:
+    """An encoder that sees the answers in the form, and may pack rows into longer ones."""
 
     encoder: RowEncoder
     reword: Reworder
+    pack_to: int | None = None  # tokens
 
     def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
-        return self.encoder([self.reword(example) for example in examples])
+        rows, refused = self.encoder.training_rows([self.reword(e) for e in examples])
+        if self.pack_to is None:
+            return self.encoder.collate(rows), refused
+        return self.encoder.collate_packed(rows, self.pack_to), refused

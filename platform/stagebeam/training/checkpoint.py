@@ -43,13 +43,27 @@ def start_step(plan: Plan, run_folder: Path) -> int:
 
     Raises ValueError if that one was trained in another order of the rows.
     """
-    snapshot = run_folder / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
-        return 0
-    latest = json.loads(snapshot.read_text()).get("latest_checkpoint_result")
+    latest = _committed(run_folder).get("latest_checkpoint_result")
     if not latest:
         return 0
     return read_ledger(run_folder / latest["checkpoint_dir_name"]).start_step(plan)
+
+
+def remove_uncommitted(run_folder: Path) -> None:
+    """Remove checkpoints that a killed run had not finished: Ray Train knows nothing of them."""
+    committed = _committed(run_folder)
+    results = [committed.get("latest_checkpoint_result"), *committed.get("checkpoint_results", ())]
+    kept = {result["checkpoint_dir_name"] for result in results if result}
+    for folder in run_folder.glob("step-*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+def _committed(run_folder: Path) -> dict[str, Any]:
+    """What Ray Train has noted of a run's checkpoints; nothing where it has not."""
+    snapshot = run_folder / "checkpoint_manager_snapshot.json"
+    found: dict[str, Any] = json.loads(snapshot.read_text()) if snapshot.exists() else {}
+    return found
 
 
 def export(

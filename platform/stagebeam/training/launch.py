@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import ray
 import ray.train
-import torch.distributed as dist
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -36,6 +35,7 @@ from stagebeam.training.checkpoint import (
     checkpoint_name,
     export,
     read_ledger,
+    remove_uncommitted,
     start_step,
     write_ledger,
 )
@@ -140,6 +140,7 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
     run_folder = job.storage / job.name
     task = job.task
     start_step(task.plan, run_folder)
+    remove_uncommitted(run_folder)
     ranks = job.train.num_workers
     encoders = job.train.encoders or encoders_beside(ranks, job.train.cpus_per_worker)
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
@@ -227,9 +228,7 @@ class _RayReporter:
 
     def __init__(self, board: Any, rank: int, plan: Plan) -> None:
         self._board, self._rank, self._plan = board, rank, plan
-        names: list[str] = [uuid.uuid4().hex[:6]]
-        dist.broadcast_object_list(names, src=0)
-        self._attempt = names[0]  # the same on every rank, and another one after a restart
+        self._attempt = uuid.uuid4().hex[:6]  # Ray takes rank 0's
         self._pending: list[Report] = []
         self._written = threading.Event()
         self._written.set()
@@ -259,16 +258,20 @@ class _RayReporter:
 
         def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             try:
-                folder = Path(checkpoint.path)
+                # Straight to where it stays, on storage that every node mounts.
+                folder = Path(storage.build_checkpoint_path_from_name(name))
+                folder.mkdir(parents=True, exist_ok=True)
                 write(folder)
                 if self._rank == 0:
                     write_ledger(Ledger.after(self._plan, step), folder)
-                return storage.persist_current_checkpoint(checkpoint, name)
+                return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
             finally:
                 self._written.set()
 
+        # Without a number Ray 2.60 takes a checkpoint for the best of all.
+        score = sys.float_info.max if loss is None else loss
         ray.train.report(
-            {"step": step} if loss is None else {"step": step, _LOSS: loss},
+            {"step": step, _LOSS: score},
             checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
             checkpoint_dir_name=checkpoint_name(step, self._attempt),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,

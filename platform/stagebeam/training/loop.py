@@ -191,8 +191,11 @@ def _blame(engine: Any, batches: Step, sums: _Sums, step: int) -> str:
     found: list[str] = []
     with torch.no_grad():
         for batch, tensors in zip(batches, sums.tensors, strict=True):
-            finite = torch.isfinite(engine(call="row_logprobs", **tensors)).tolist()
-            found += [i for i, good in zip(batch.row_ids, finite, strict=False) if not good]
+            bad = (~torch.isfinite(engine(call="row_logprobs", **tensors))).tolist()
+            if len(bad) < len(batch.row_ids):  # packed: one of them all
+                bad = [any(bad)] * len(batch.row_ids)
+            # A preference batch has pairs behind its rows, which have no ids.
+            found += [i for i, b in zip(batch.row_ids, bad, strict=False) if b]
     ids = _gathered(found)
     rows = f"of the rows {', '.join(ids)}" if ids else f"together, rows {_all_ids(batches)}"
     return f"The loss of step {step + 1} is not finite: {rows}."

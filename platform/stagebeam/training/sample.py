@@ -76,12 +76,12 @@ class Sampler:
         seen: list[tuple[int, ...]] = []
         flops: Counter[str] = Counter()
         tokens = places = 0
-        for numbers in self._micro_batches(sizes):
-            examples = [self._reword(e) for e in self._reader.rows(chosen[numbers])]
+        for batch in self._micro_batches(sizes):
+            examples = [self._reword(e) for e in self._reader.rows(chosen[batch])]
             encoded, wrong = self._encoder.training_rows(examples)
             refused |= wrong
             usable = [e.id not in wrong for e in examples]
-            for number, row in zip(chosen[numbers][usable], _pick(encoded, usable), strict=True):
+            for number, row in zip(chosen[batch][usable], _pick(encoded, usable), strict=True):
                 seen.append((int(number), *_counts(row)))
             arrays = self.arrays(encoded)
             tokens += sum(len(row.input_ids) for row in encoded)
@@ -91,9 +91,18 @@ class Sampler:
         if not seen:
             first = next(iter(refused.values()))
             raise ValueError(f"None of {count} rows can be trained on; the first: {first}")
-        columns = np.array(seen, np.int64).T
-        forward = {group: total / count for group, total in flops.items()}
-        return Sample(there, refused, *columns, 1 - tokens / places, forward)
+        numbers, lengths, learnt, images, tiles = np.array(seen, np.int64).T
+        return Sample(
+            of=there,
+            refused=refused,
+            numbers=numbers,
+            lengths=lengths,
+            learnt=learnt,
+            images=images,
+            tiles=tiles,
+            padding=1 - tokens / places,
+            forward_flops={group: total / count for group, total in flops.items()},
+        )
 
     def batch_like(self, sample: Sample, share: float) -> Arrays:
         """A micro-batch of rows about as long as the given share of the sample, 1 for its

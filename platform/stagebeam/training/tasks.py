@@ -12,7 +12,7 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.stream import Encode, training_dataset, worker_batches
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
-from stagebeam.training.answers import Form, Reworder, RewordingEncoder
+from stagebeam.training.answers import AnswerEncoder, Form, Reworder
 from stagebeam.training.contracts import Objective, OnRefused, Step
 from stagebeam.training.objectives import Preference, Supervised
 from stagebeam.training.preference import PreferenceEncoder
@@ -26,12 +26,13 @@ class SupervisedTask:
     plan: Plan
     encoder: RowEncoder
     answers: Form = "stages"
+    pack_to: int | None = None  # tokens; several rows may then share a sequence
 
     def dataset(self, start: int, encoders: int) -> Any:
         return training_dataset(self.shards, self.plan, start, self._encode(), encoders)
 
     def _encode(self) -> Encode:
-        return RewordingEncoder(self.encoder, self.reword)
+        return AnswerEncoder(self.encoder, self.reword, self.pack_to)
 
     @property
     def staged(self) -> bool:
