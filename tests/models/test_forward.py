@@ -75,9 +75,7 @@ def test_every_row_of_a_mixed_batch_equals_stock_transformers(
         assert distance(together, stock(loaded, row)) < CLOSE
 
 
-def test_rows_of_a_batch_are_answered_as_each_is_alone(
-    loaded: Loaded, rows: list[Example]
-) -> None:
+def test_rows_of_a_batch_are_answered_as_each_is_alone(loaded: Loaded, rows: list[Example]) -> None:
     def answered(some: Sequence[Example]) -> list[list[int]]:
         encoder = loaded.encoder
         encoded = []

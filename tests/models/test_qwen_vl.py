@@ -313,7 +313,7 @@ def test_it_pickles_as_a_path(encoder: QwenEncoder) -> None:
 def test_a_saved_processor_encodes_the_same_and_names_qwens_classes(
     encoder: QwenEncoder, rows: list[Example], tmp_path: Path
 ) -> None:
-    encoder.save_processor(str(tmp_path))
+    encoder.processor.save_pretrained(str(tmp_path))
     again = QwenEncoder(str(tmp_path))(rows)[0]
     for key, value in encoder(rows)[0].items():
         assert np.array_equal(value, again[key]), key

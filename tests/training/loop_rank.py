@@ -21,6 +21,7 @@ import zero_rank
 from stagebeam.data.parcel import MicroBatch
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family, Normalisation, Tensors
+from stagebeam.models.recompute import recompute
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
 from stagebeam.train_config import TrainConfig
@@ -92,7 +93,7 @@ def play(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = load_partitioned(model_config.path, model_config.dtype, settings)
     choose(model, family, train, seed=0)
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute(model)
     model.train()
     objective = Supervised(model, poisoned(family) if poison else family, encoder)
     engine = make_engine(objective, train, settings)

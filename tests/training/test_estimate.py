@@ -16,6 +16,7 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.order import read_rows
 from stagebeam.data.writing import write_shards
 from stagebeam.models.load import load
+from stagebeam.models.recompute import recompute
 from stagebeam.models.tiny.build import BUILDERS, build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe
 from stagebeam.records import Example
@@ -119,7 +120,7 @@ def test_activations_are_what_a_forward_pass_saves(
     arrays = encoder([e for e in scenes if e.images][:4])[0]
     model = AutoModelForImageTextToText.from_config(made.config, dtype=getattr(torch, dtype))
     if checkpointing:
-        model.train().gradient_checkpointing_enable()
+        recompute(model.train())
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages: dict[int, Any] = {}  # kept, so that no address is used twice
 

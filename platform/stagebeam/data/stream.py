@@ -30,6 +30,7 @@ import ray.data
 import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from stagebeam.data.heap import keep_freed_memory
 from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.ledger import Plan
 from stagebeam.data.parcel import Arrays, MicroBatch, Parcel, pack, unpack
@@ -138,6 +139,7 @@ class _Encoder:
     """
 
     def __init__(self, shards: Path, plan: Plan, encode: Encode) -> None:
+        keep_freed_memory()
         self._reader, self._plan, self._encode = ShardReader(shards, TRAIN_SPLIT), plan, encode
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:

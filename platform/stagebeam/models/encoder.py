@@ -82,10 +82,6 @@ class RowEncoder(ABC):
     def image_token(self) -> str:
         return str(self.processor.image_token)
 
-    def save_processor(self, folder: str) -> None:
-        """Tokenizer, image processor and chat template, as `from_pretrained` wants them."""
-        self.processor.save_pretrained(folder)
-
     @cached_property
     def _markers(self) -> tuple[str, ...]:
         # `all_special_tokens` has only those with a role of their own, without the headers

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.models.encoder import RowEncoder
+from stagebeam.models.folder import write_folder
 from stagebeam.train_config import LoraConfig
 from stagebeam.training.trainable import merged, save_adapter
 
@@ -86,8 +87,7 @@ def export(
         if lora is not None:
             save_adapter(weights, model.peft_config["default"], partial / "adapter")
             weights = merged(weights, lora)
-        model.save_pretrained(partial, state_dict=weights)
-        encoder.save_processor(str(partial))
+        write_folder(partial, model, encoder.processor, weights)
         (partial / "recipe.json").write_text(recipe)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -27,6 +27,7 @@ from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.data.stream import encoders_beside, ingest_config
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
+from stagebeam.models.recompute import recompute
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
@@ -307,7 +308,7 @@ def _train(job: Job, board: Any, reporter: _RayReporter) -> None:
     model = load_partitioned(job.model.path, job.model.dtype, settings)
     choose(model, family, train, task.plan.seed)
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute(model)
     model.train()
     engine = make_engine(task.objective(model, family), train, settings)
     start = 0

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
 from stagebeam.models.family import Family
+from stagebeam.models.recompute import make_recomputable
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
 from stagebeam.train_config import TrainConfig
@@ -47,11 +48,8 @@ class Outline:
         return dict(counts)
 
     def recomputes(self, group: str) -> bool:
-        """Whether the layers of a group can be computed again for the backward pass.
-
-        transformers does so for layers of one class only; Mllama's tower has others, for example,
-        and keeps all of its activations whatever is asked for.
-        """
+        """Whether the layers of a group can be computed again for the backward pass: transformers
+        does so for layers of one class only."""
         return any(
             isinstance(module, GradientCheckpointingLayer)
             and self.family.group_of(self.config, f"{name}.") == group
@@ -86,6 +84,7 @@ def outline(folder: str, model: ModelConfig, train: TrainConfig) -> Outline:
     with torch.device("meta"):
         built = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, model.dtype))
         choose(built, family, train, seed=0)
+    make_recomputable(built)
     weights = tuple(
         Weight(name, parameter.numel(), family.group_of(config, name), parameter.requires_grad)
         for name, parameter in built.named_parameters()
