@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import zero_rank
+from ranks import leave
 
 from stagebeam.data.parcel import MicroBatch
 from stagebeam.models.encoder import RowEncoder
@@ -123,7 +124,7 @@ def main(folder: Path) -> None:
     run = json.loads((folder / "run.json").read_text())
     seen = {scenario["name"]: play(scenario, folder) for scenario in run["scenarios"]}
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

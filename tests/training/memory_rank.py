@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import zero_rank
+from ranks import leave
 
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
@@ -82,7 +83,7 @@ def main(folder: Path) -> None:
         for case in run["cases"]
     ]
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import zero_rank
+from ranks import leave
 
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
@@ -115,7 +116,7 @@ def main(folder: Path) -> None:
         seen[name] = (refuse if "refused" in scenario else train)(engine, encoder, scenario)
         engine.destroy()
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -106,19 +106,26 @@ class _Shard:
 
 def test_a_step_is_all_of_a_ranks_micro_batches(loaded: Loaded, tmp_path: Path) -> None:
     plan = Plan(rows=24, global_batch_size=8, world_size=2, gradient_accumulation_steps=2)
-    task = SupervisedTask(tmp_path, plan, loaded.encoder)
+    task = SupervisedTask(shards=tmp_path, plan=plan, encoder=loaded.encoder)
     told: list[dict[str, str]] = []
     steps = list(task.steps(_Shard(plan, 1, 1), 1, 1, told.append))
     assert told == [{str(plan.rank_rows(2, 1, 1)[0]): "too long"}]
     assert [len(step) for step in steps] == [2, 2]
     for number, step in enumerate(steps, start=1):
         for micro, batch in enumerate(step):
-            assert batch["input_ids"].tolist() == plan.rank_rows(number, 1, micro).tolist()
+            assert batch.arrays["input_ids"].tolist() == plan.rank_rows(number, 1, micro).tolist()
 
 
 def test_a_task_says_what_is_minimised(loaded: Loaded, tmp_path: Path) -> None:
     plan = Plan(rows=8, global_batch_size=8, world_size=1)
-    supervised = SupervisedTask(tmp_path, plan, loaded.encoder)
-    assert type(supervised.objective(loaded.model, loaded.encoder)) is Supervised
-    judge = PreferenceTask(tmp_path, plan, loaded.encoder, tmp_path / "pairs", 0.5, 1.0)
-    assert type(judge.objective(loaded.model, loaded.encoder)) is Preference
+    supervised = SupervisedTask(shards=tmp_path, plan=plan, encoder=loaded.encoder)
+    assert type(supervised.objective(loaded.model, loaded.family)) is Supervised
+    judge = PreferenceTask(
+        shards=tmp_path,
+        plan=plan,
+        encoder=loaded.encoder,
+        pairs=tmp_path / "pairs",
+        pairs_per_row=0.5,
+        pair_weight=1.0,
+    )
+    assert type(judge.objective(loaded.model, loaded.family)) is Preference

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch.distributed as dist
+from ranks import leave
 
 from stagebeam.data.parcel import MicroBatch
 from stagebeam.data.sources.scenes import draw
@@ -104,7 +105,7 @@ def main(folder: Path) -> None:
         "saved": recorder.saved,
     }
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
