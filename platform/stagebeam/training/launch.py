@@ -252,6 +252,7 @@ class _RayReporter:
 
     def checkpoint(self, step: int, take: Take, loss: float | None) -> None:
         """Training waits for the copy out of the device alone; Ray's thread writes it."""
+        self.flush()  # a run that is continued from here never tells of these steps again
         self._written.wait()  # one copy at a time in host memory
         write = take()
         self._written.clear()
