@@ -35,6 +35,7 @@ from stagebeam.train_config import TrainConfig
 from stagebeam.training.heldout import open_rows
 from stagebeam.training.launch import Job, fit
 from stagebeam.training.tasks import SupervisedTask
+from stagebeam.training.trainable import check_packing
 
 SUMMARY_FILE = "summary.json"
 _SHOWN_REFUSALS = 5
@@ -69,8 +70,7 @@ def train(recipe: Recipe, run: Run, console: Console, *, fresh: bool = False) ->
         return done
     model = ensure_model(recipe.model, recipe.data.shards, recipe.seed)
     family = family_of(model.path)
-    if config.packing and not family.packs:
-        raise ValueError(f"Rows of the family {family.name} cannot be packed; set packing: false.")
+    check_packing(family, config)
     task = SupervisedTask(
         shards=recipe.data.shards.absolute(),
         plan=plan_of(config, recipe.data, recipe.seed),

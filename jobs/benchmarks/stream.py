@@ -15,16 +15,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Annotated, Any
 
 import ray
 import typer
-from pydantic import TypeAdapter
 from rich.console import Console
 
+from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.object_store import ObjectStore
 from jobs.benchmarks.pictures import write_pictures
 from jobs.cluster import ray_session
@@ -204,10 +204,7 @@ def main(
     """Measure the stream against the same work without Ray."""
     console = Console()
     measured = run(images, pairs, console)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(TypeAdapter(StreamBenchmark).dump_json(measured, indent=1))
-    console.print(asdict(measured))
-    console.print(f"Figures: {output}", soft_wrap=True)
+    write_figures(measured, output, console)
 
 
 if __name__ == "__main__":

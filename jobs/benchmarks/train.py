@@ -17,15 +17,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import TypeAdapter
 from rich.console import Console
 
 from jobs.benchmarks import bare_training
+from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.mid_size import ROWS_A_STEP, build_mid_size, plan_of, write_scenes
 from jobs.cluster import ray_session
 from stagebeam.models.registry import family_of
@@ -183,10 +183,7 @@ def main(
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         measured = run(Path(folder), world_size, steps, pairs, console)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(TypeAdapter(TrainBenchmark).dump_json(measured, indent=1))
-    console.print(asdict(measured))
-    console.print(f"Figures: {output}", soft_wrap=True)
+    write_figures(measured, output, console)
 
 
 if __name__ == "__main__":

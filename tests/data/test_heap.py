@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 # Bytes that are written again and again: page faults show whether they are the same ones.
 _PROGRAM = """
 import resource, sys
@@ -29,6 +27,5 @@ def faults(argument: str) -> int:
     return int(out.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_large_arrays_are_made_of_memory_that_was_freed() -> None:
     assert faults("leave") > 10 * faults("keep")

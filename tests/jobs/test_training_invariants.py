@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import BATCH, STEPS, Training, prepare, write_recipe
+from training_runs import BATCH, STEPS, Training, prepared, write_recipe
 
 from jobs.train import plan_of, required_train
 from stagebeam.data.layout import TRAIN_SPLIT
@@ -50,9 +49,8 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="i", dir="/tmp") as name:
-        prepare(Path(name))
-        yield Path(name)
+    with prepared() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
-from training_runs import CHECKPOINT_EVERY, STEPS, Training, prepare, write_recipe
+from training_runs import CHECKPOINT_EVERY, STEPS, Training, prepared, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -51,10 +50,8 @@ def drawn(run: int) -> list[Kill]:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A short name, so that Ray's session lies inside it and what is left behind shows."""
-    with TemporaryDirectory(prefix="k", dir="/tmp") as name:
-        prepare(Path(name))
-        yield Path(name)
+    with prepared() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -62,13 +63,18 @@ def write_recipe(folder: Path, name: str, **changes: Any) -> Path:
     return path
 
 
-def prepare(folder: Path) -> None:
-    """Shards and base model for the recipes of a folder."""
-    (folder / "t").mkdir()
-    recipe = write_recipe(folder, "unused")
-    _ended(_start(folder, "jobs.prepare", str(recipe)))
-    settings = train.load_recipe(recipe)
-    train.ensure_model(settings.model, settings.data.shards, settings.seed)
+@contextlib.contextmanager
+def prepared() -> Iterator[Path]:
+    """A folder with shards and a base model for its recipes. Its name is short, so that Ray's
+    session lies inside it and what is left behind shows."""
+    with TemporaryDirectory(prefix="t", dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "t").mkdir()
+        recipe = write_recipe(folder, "unused")
+        _ended(_start(folder, "jobs.prepare", str(recipe)))
+        settings = train.load_recipe(recipe)
+        train.ensure_model(settings.model, settings.data.shards, settings.seed)
+        yield folder
 
 
 class Training:

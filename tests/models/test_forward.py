@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from logits import CLOSE, distance, expect_each
 from PIL import Image as PilImage
 from transformers import AutoConfig, AutoProcessor, MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import get_all_supported_aspect_ratios
@@ -17,9 +18,6 @@ from stagebeam.models.encoder import IGNORE, EncodedRow
 from stagebeam.models.families import mllama
 from stagebeam.models.load import Loaded, load
 from stagebeam.records import Example, Image, Message
-
-# Padding changes the order of float32 sums, by far less than this.
-CLOSE = 1e-4
 
 
 def ours(loaded: Loaded, rows: Sequence[Example]) -> list[torch.Tensor]:
@@ -47,11 +45,6 @@ def stock(loaded: Loaded, row: Example) -> torch.Tensor:
         return loaded.model(**inputs).logits[0]
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
-
-
 @pytest.fixture(scope="module")
 def rows(scenes: list[Example]) -> list[Example]:
     """With one image, none, one and two, of different lengths."""
@@ -63,16 +56,14 @@ def rows(scenes: list[Example]) -> list[Example]:
 def test_a_mixed_batch_gives_each_row_the_logits_that_it_has_alone(
     loaded: Loaded, rows: list[Example]
 ) -> None:
-    for row, together in zip(rows, ours(loaded, rows), strict=True):
-        assert distance(together, ours(loaded, [row])[0]) < CLOSE
+    expect_each(ours(loaded, rows), rows, lambda row: ours(loaded, [row])[0])
 
 
 def test_every_row_of_a_mixed_batch_equals_stock_transformers(
     loaded: Loaded, rows: list[Example]
 ) -> None:
     """The text-only row too, which stock transformers runs without any cross-attention layer."""
-    for row, together in zip(rows, ours(loaded, rows), strict=True):
-        assert distance(together, stock(loaded, row)) < CLOSE
+    expect_each(ours(loaded, rows), rows, lambda row: stock(loaded, row))
 
 
 def test_rows_of_a_batch_are_answered_as_each_is_alone(loaded: Loaded, rows: list[Example]) -> None:

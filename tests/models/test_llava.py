@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logits import CLOSE, distance, expect_each
 from PIL import Image as PilImage
 from tokenizers.processors import TemplateProcessing
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,8 +23,6 @@ from stagebeam.models.tiny.build import build_tiny
 from stagebeam.models.tiny.words import BEGIN
 from stagebeam.records import Example, Image, Message
 
-# Padding changes the order of float32 sums, by far less than this.
-CLOSE = 1e-4
 QUESTION = (Message("user", "What colour is the circle?"), Message("assistant", "red"))
 CROPPED = [(48, 48), (90, 48), (48, 130), (100, 100), (31, 200)]  # width, height
 
@@ -94,23 +93,16 @@ def stock(built: Loaded, row: Example) -> torch.Tensor:
         return logits
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
-
-
 def test_a_mixed_batch_gives_each_row_the_logits_that_it_has_alone(
     built: Loaded, rows: list[Example]
 ) -> None:
-    for row, together in zip(rows, ours(built, rows), strict=True):
-        assert distance(together, ours(built, [row])[0]) < CLOSE
+    expect_each(ours(built, rows), rows, lambda row: ours(built, [row])[0])
 
 
 def test_every_row_of_a_mixed_batch_equals_stock_transformers(
     built: Loaded, rows: list[Example]
 ) -> None:
-    for row, together in zip(rows, ours(built, rows), strict=True):
-        assert distance(together, stock(built, row)) < CLOSE
+    expect_each(ours(built, rows), rows, lambda row: stock(built, row))
 
 
 @pytest.mark.parametrize(("width", "height"), CROPPED)

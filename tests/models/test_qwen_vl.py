@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logits import distance, expect_each
 from PIL import Image as PilImage
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration
@@ -25,9 +26,6 @@ from stagebeam.models.load import Loaded, load
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.models.tiny.qwen_vl import IMAGE_PAD, VISION_END, VISION_START
 from stagebeam.records import Example, Image, Message
-
-# Padding changes the order of float32 sums, by far less than this.
-CLOSE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -97,23 +95,16 @@ def stock(loaded: Loaded, row: Example) -> torch.Tensor:
     return logits
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
-
-
 def test_a_mixed_batch_gives_each_row_the_logits_that_it_has_alone(
     loaded: Loaded, rows: list[Example]
 ) -> None:
-    for row, together in zip(rows, ours(loaded, rows), strict=True):
-        assert distance(together, ours(loaded, [row])[0]) < CLOSE
+    expect_each(ours(loaded, rows), rows, lambda row: ours(loaded, [row])[0])
 
 
 def test_every_row_of_a_mixed_batch_equals_stock_transformers(
     loaded: Loaded, rows: list[Example]
 ) -> None:
-    for row, together in zip(rows, ours(loaded, rows), strict=True):
-        assert distance(together, stock(loaded, row)) < CLOSE
+    expect_each(ours(loaded, rows), rows, lambda row: stock(loaded, row))
 
 
 def test_the_image_its_place_and_the_windows_matter(loaded: Loaded, rows: list[Example]) -> None:

@@ -22,7 +22,6 @@ from ranks import leave
 from stagebeam.data.parcel import MicroBatch
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family, Normalisation, Tensors
-from stagebeam.models.recompute import recompute
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
 from stagebeam.train_config import TrainConfig
@@ -31,8 +30,7 @@ from stagebeam.training.contracts import EvaluationReport, StepReport, Take
 from stagebeam.training.heldout import HeldOut
 from stagebeam.training.loop import Course, make_engine, run_steps
 from stagebeam.training.objectives import Supervised
-from stagebeam.training.trainable import choose
-from stagebeam.training.zero import deepspeed_settings, load_partitioned
+from stagebeam.training.zero import deepspeed_settings, open_for_training
 
 STEPS = 2
 
@@ -91,11 +89,7 @@ def play(scenario: dict[str, Any], folder: Path) -> dict[str, Any]:
     family, poison = family_of(model_config.path), scenario.get("poison")
     encoder = family.encoder(model_config.path)
     settings = deepspeed_settings(model_config, train)
-    model = load_partitioned(model_config.path, model_config.dtype, settings)
-    choose(model, family, train, seed=0)
-    if train.gradient_checkpointing:
-        recompute(model)
-    model.train()
+    model = open_for_training(model_config, train, family, settings, seed=0)
     objective = Supervised(model, poisoned(family) if poison else family, encoder)
     engine = make_engine(objective, train, settings)
     held_out = train.evaluation and HeldOut(train.evaluation, encoder, lambda e: e, 2)

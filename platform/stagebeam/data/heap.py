@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -15,8 +14,7 @@ def keep_freed_memory() -> None:
     """For a process that makes arrays of megabytes over and over. By default glibc may give each
     back when it is freed, and the next one is a thousand page faults: a quarter of the time that
     decoding, resizing and tiling a photograph takes. Does nothing where there is no glibc."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
-            mallopt(_TRIM_THRESHOLD, _KEPT)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
+        mallopt(_TRIM_THRESHOLD, _KEPT)

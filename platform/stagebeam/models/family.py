@@ -18,6 +18,11 @@ Tensors = dict[str, torch.Tensor]
 Normalisation = tuple[list[float], list[float]]  # of RowEncoder.normalisation
 
 
+def on_device(arrays: Mapping[str, Any], device: torch.device) -> Tensors:
+    """Copies of a batch's arrays: what the stream hands over is mapped, and read-only."""
+    return {key: torch.tensor(value).to(device) for key, value in arrays.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One family: how its rows are built, run and counted.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +55,13 @@ def mlp(tokens: float, hidden: int, intermediate: int, *, gated: bool) -> float:
     return linear(tokens, hidden, intermediate) * (3 if gated else 2)
 
 
-def decoder(
-    lengths: Iterable[int],
-    *,
-    layers: int,
-    hidden: int,
-    intermediate: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    vocabulary: int,
-) -> float:
-    """A Llama-like decoder with its head, over rows of these lengths."""
+def decoder(text: Any, lengths: Iterable[int], layers: int) -> float:
+    """So many layers of a Llama-like decoder of this config and its head, over rows of these
+    lengths."""
     lengths = list(lengths)
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    kv_heads = text.num_key_value_heads
     layer = self_attention(lengths, hidden, heads, kv_heads, head_dim, causal=True)
-    layer += mlp(sum(lengths), hidden, intermediate, gated=True)
-    return layers * layer + linear(sum(lengths), hidden, vocabulary)
+    layer += mlp(sum(lengths), hidden, text.intermediate_size, gated=True)
+    return layers * layer + linear(sum(lengths), hidden, text.vocab_size)

@@ -34,7 +34,7 @@ from stagebeam.train_config import TrainConfig
 from stagebeam.training.memory import zero_config
 from stagebeam.training.outline import Outline, local_folder, outline
 from stagebeam.training.sample import Sample, Sampler
-from stagebeam.training.trainable import check_groups
+from stagebeam.training.trainable import check_groups, check_packing
 
 T = TypeVar("T")
 PlanOf = Callable[[], Plan]
@@ -248,9 +248,7 @@ def _length(recipe: Recipe, folder: str) -> tuple[int, str]:
 
 
 def _packing(recipe: Recipe, train: TrainConfig, folder: str) -> tuple[bool, str]:
-    family = family_of(folder)
-    if train.packing and not family.packs:
-        raise ValueError(f"A {family.name} model cannot have rows packed; leave out train.packing.")
+    check_packing(family_of(folder), train)
     return True, "Rows are packed." if train.packing else "Rows are padded, not packed."
 
 

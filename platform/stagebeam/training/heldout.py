@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from stagebeam.data.shards import ShardReader
-from stagebeam.models.encoder import IGNORE, Arrays, EncodedRow, RowEncoder
+from stagebeam.models.encoder import IGNORE, EncodedRow, RowEncoder
+from stagebeam.models.family import on_device
 from stagebeam.records import Example
 from stagebeam.train_config import HeldOutEvaluation
 from stagebeam.training.contracts import EvaluationReport, Sample
@@ -64,7 +65,7 @@ class HeldOut:
         for examples in self._batches(self._examples, self._count):
             rows, _ = self._encoder.training_rows(examples)
             rows += [self._nothing()] * (self._batch - len(rows))
-            batch = _tensors(self._encoder.collate(rows), engine.device)
+            batch = on_device(self._encoder.collate(rows), engine.device)
             logprobs = engine(call="row_logprobs", **batch)
             sums += torch.stack((-logprobs.double().sum(), (batch["labels"] != IGNORE).sum()))
         dist.all_reduce(sums)
@@ -77,7 +78,7 @@ class HeldOut:
         for examples in self._batches(mine, wanted):
             rows = [self._prompt(example) for example in examples]
             rows += [self._nothing()] * (self._batch - len(rows))
-            batch = _tensors(self._encoder.collate(rows, left=True), engine.device)
+            batch = on_device(self._encoder.collate(rows, left=True), engine.device)
             length, synced = self._config.max_new_tokens, self._world > 1
             answers = engine(call="answers", max_new_tokens=length, synced=synced, **batch)
             for example, ids in zip(examples, answers.tolist(), strict=False):
@@ -104,7 +105,3 @@ class HeldOut:
         tokenizer = self._encoder.tokenizer
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).strip()
-
-
-def _tensors(arrays: Arrays, device: torch.device) -> dict[str, torch.Tensor]:
-    return {key: torch.tensor(value).to(device) for key, value in arrays.items()}

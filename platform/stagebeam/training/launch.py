@@ -27,7 +27,6 @@ from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.data.stream import encoders_beside, ingest_config
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
-from stagebeam.models.recompute import recompute
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
@@ -300,17 +299,12 @@ def _train(job: Job, board: Any, reporter: _RayReporter) -> None:
     from stagebeam.training.heldout import HeldOut
     from stagebeam.training.loop import Course, make_engine, run_steps
     from stagebeam.training.shards import restore
-    from stagebeam.training.trainable import choose
-    from stagebeam.training.zero import deepspeed_settings, load_partitioned
+    from stagebeam.training.zero import deepspeed_settings, open_for_training
 
     rank, task, train = ray.train.get_context().get_world_rank(), job.task, job.train
     family = family_of(job.model.path)
     settings = deepspeed_settings(job.model, train)
-    model = load_partitioned(job.model.path, job.model.dtype, settings)
-    choose(model, family, train, task.plan.seed)
-    if train.gradient_checkpointing:
-        recompute(model)
-    model.train()
+    model = open_for_training(job.model, train, family, settings, task.plan.seed)
     engine = make_engine(task.objective(model, family), train, settings)
     start = 0
     checkpoint = ray.train.get_checkpoint()

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from stagebeam.models.encoder import Arrays
+from stagebeam.models.family import Tensors, on_device
 from stagebeam.models.flops import Flops
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import Objective, Reporter, Step, StepReport
@@ -142,7 +143,7 @@ def _step(
 class _Sums:
     """Of a step's rows over all ranks, and this rank's tensors."""
 
-    tensors: list[dict[str, torch.Tensor]]
+    tensors: list[Tensors]
     weights: torch.Tensor  # [terms]
     rows: float
     flops: float
@@ -153,11 +154,7 @@ class _Sums:
 
     @classmethod
     def of(cls, engine: Any, batches: Step, flops: Callable[[Arrays], Flops]) -> Self:
-        # A copy even on a CPU: what the stream hands over is mapped, and read-only.
-        tensors = [
-            {key: torch.tensor(value).to(engine.device) for key, value in batch.arrays.items()}
-            for batch in batches
-        ]
+        tensors = [on_device(batch.arrays, engine.device) for batch in batches]
         weights = torch.stack([engine.module.weights(**batch).double() for batch in tensors])
         counts = (
             float(sum(len(batch.row_ids) for batch in batches)),

@@ -26,6 +26,12 @@ def check_groups(family: Family, config: Any, wanted: Iterable[str]) -> None:
             )
 
 
+def check_packing(family: Family, train: TrainConfig) -> None:
+    """Raises ValueError where rows are to be packed of a family that cannot."""
+    if train.packing and not family.packs:
+        raise ValueError(f"A {family.name} model cannot have rows packed; leave out train.packing.")
+
+
 def choose(model: Any, family: Family, train: TrainConfig, seed: int) -> None:
     """Freeze what the recipe does not train, and put its adapters in; before DeepSpeed sees it.
 

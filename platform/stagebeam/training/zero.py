@@ -8,9 +8,12 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.integrations import HfDeepSpeedConfig
 
+from stagebeam.models.family import Family
 from stagebeam.models.load import check_loading
+from stagebeam.models.recompute import recompute
 from stagebeam.recipe import ModelConfig
 from stagebeam.train_config import TrainConfig
+from stagebeam.training.trainable import choose
 
 
 def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
@@ -37,6 +40,20 @@ def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]
         "bf16": {"enabled": model.dtype == "bfloat16"},
         "steps_per_print": 2**31,  # the loop reports; DeepSpeed's own lines are left out
     }
+
+
+def open_for_training(
+    model: ModelConfig, train: TrainConfig, family: Family, settings: dict[str, Any], seed: int
+) -> Any:
+    """The recipe's model with what it trains chosen, ready for DeepSpeed.
+
+    Raises ValueError as `load_partitioned` and `choose` do.
+    """
+    opened = load_partitioned(model.path, model.dtype, settings)
+    choose(opened, family, train, seed)
+    if train.gradient_checkpointing:
+        recompute(opened)
+    return opened.train()
 
 
 def load_partitioned(path: str, dtype: str, settings: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from PIL import Image as PilImage
 from stagebeam.models.encoder import IGNORE, Arrays, EncodedRow, RowEncoder
 from stagebeam.models.family import Family, Normalisation, Tensors
 from stagebeam.models.flops import Flops, decoder, linear, mlp, self_attention
+from stagebeam.models.placed import embed
 
 
 class LlavaEncoder(RowEncoder):
@@ -147,17 +148,6 @@ def image_features(model: Any, batch: Tensors, normalisation: Normalisation) -> 
     return torch.cat(model.model.get_image_features(pixels).pooler_output)
 
 
-def embed(model: Any, batch: Tensors, features: torch.Tensor) -> torch.Tensor:
-    """The decoder's inputs [B, T, D]: features where image tokens stand, embeddings elsewhere.
-
-    Features that no token asks for are left over, with a gradient of zero.
-    """
-    embedded = model.get_input_embeddings()(batch["input_ids"])
-    places = (batch["input_ids"] == model.config.image_token_id)[..., None]
-    inputs: torch.Tensor = embedded.masked_scatter(places, features.to(embedded.dtype))
-    return inputs
-
-
 def decode(model: Any, batch: Tensors, features: torch.Tensor) -> torch.Tensor:
     """Logits [B, T, V] of a batch that is padded on the right, or packed."""
     packed = batch.get("position_ids")
@@ -213,16 +203,7 @@ def flops(config: Any, batch: Arrays) -> Flops:
     return Flops(
         vision=tower,
         projector=linear(kept, read * width, out) + linear(kept, out, out),
-        language=decoder(
-            _lengths(batch),
-            layers=text.num_hidden_layers,
-            hidden=out,
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or out // text.num_attention_heads,
-            vocabulary=text.vocab_size,
-        ),
+        language=decoder(text, _lengths(batch), text.num_hidden_layers),
     )
 
 

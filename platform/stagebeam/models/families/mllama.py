@@ -209,16 +209,7 @@ def flops(config: Any, batch: Arrays) -> Flops:
         vision=tower,
         projector=linear(states, vision.vision_output_dim, width),
         cross_attention=crossing * cross,
-        language=decoder(
-            lengths,
-            layers=text.num_hidden_layers - crossing,
-            hidden=width,
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=head_dim,
-            vocabulary=text.vocab_size,
-        ),
+        language=decoder(text, lengths, text.num_hidden_layers - crossing),
     )
 
 

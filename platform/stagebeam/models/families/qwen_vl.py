@@ -33,6 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from stagebeam.models.encoder import Arrays, EncodedRow, RowEncoder
 from stagebeam.models.family import Family, Normalisation, Tensors
 from stagebeam.models.flops import Flops, decoder, linear, mlp, self_attention
+from stagebeam.models.placed import embed
 
 
 class StillProcessor:
@@ -175,17 +176,6 @@ def image_features(model: Any, batch: Tensors, normalisation: Normalisation) -> 
     return features
 
 
-def embed(model: Any, batch: Tensors, features: torch.Tensor) -> torch.Tensor:
-    """The decoder's inputs [B, T, D]: features where image tokens stand, embeddings elsewhere.
-
-    Features that no token asks for are left over, with a gradient of zero.
-    """
-    embedded = model.get_input_embeddings()(batch["input_ids"])
-    places = (batch["input_ids"] == model.config.image_token_id)[..., None]
-    inputs: torch.Tensor = embedded.masked_scatter(places, features.to(embedded.dtype))
-    return inputs
-
-
 def forward(model: Any, batch: Tensors, normalisation: Normalisation) -> torch.Tensor:
     """Logits [B, T, V] of a training batch."""
     hidden = model.model.language_model(
@@ -233,14 +223,7 @@ def flops(config: Any, batch: Arrays) -> Flops:
         vision=tower,
         projector=linear(tokens, wide, wide) + linear(tokens, wide, vision.out_hidden_size),
         language=decoder(
-            [int(n) for n in batch["attention_mask"].sum(1)],
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.hidden_size // text.num_attention_heads,
-            vocabulary=text.vocab_size,
+            text, [int(n) for n in batch["attention_mask"].sum(1)], text.num_hidden_layers
         ),
     )
 

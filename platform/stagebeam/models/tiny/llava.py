@@ -20,7 +20,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from stagebeam.models.tiny.words import CHAT_TEMPLATE, IMAGE
+from stagebeam.models.tiny.words import CHAT_TEMPLATE, IMAGE, decoder_sizes
 
 TILE_SIDE = 48  # pixels
 PATCH = 16  # pixels
@@ -66,20 +66,7 @@ def _processing(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def _parts(tokenizer: PreTrainedTokenizerFast, layers: int) -> dict[str, Any]:
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = LlamaConfig(**decoder_sizes(tokenizer, layers))
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from stagebeam.models.tiny.words import CHAT_TEMPLATE, IMAGE
+from stagebeam.models.tiny.words import CHAT_TEMPLATE, IMAGE, decoder_sizes
 
 IMAGE_SIDE = 48  # pixels
 PATCH = 16  # pixels
@@ -41,21 +41,8 @@ def build(
 def _config(tokenizer: PreTrainedTokenizerFast, layers: int) -> MllamaConfig:
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     assert image_id == len(tokenizer) - 1, "Mllama embeds the image token behind the vocabulary"
-    text = MllamaTextConfig(
-        vocab_size=image_id,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        cross_attention_layers=list(range(1, layers, 3)),
-        max_position_embeddings=1024,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    crossing = {"vocab_size": image_id, "cross_attention_layers": list(range(1, layers, 3))}
+    text = MllamaTextConfig(**{**decoder_sizes(tokenizer, layers), **crossing})
     vision = MllamaVisionConfig(
         hidden_size=64,
         intermediate_size=128,

@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from stagebeam.models.families.qwen_vl import StillProcessor
-from stagebeam.models.tiny.words import CHAT_TEMPLATE, IMAGE
+from stagebeam.models.tiny.words import CHAT_TEMPLATE, IMAGE, decoder_sizes
 
 VISION_START, VISION_END, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 IMAGE_PAD = StillProcessor.image_token
@@ -40,24 +40,10 @@ def build(
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, layers: int) -> Qwen2_5_VLConfig:
-    text = Qwen2_5_VLTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10_000.0,
-            "mrope_section": [2, 3, 3],  # pairs of a head's 16 numbers for time, height, width
-        },
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes = decoder_sizes(tokenizer, layers)
+    # pairs of a head's 16 numbers for time, height, width
+    rope = {**sizes["rope_parameters"], "mrope_section": [2, 3, 3]}
+    text = Qwen2_5_VLTextConfig(**{**sizes, "rope_parameters": rope})
     vision = Qwen2_5_VLVisionConfig(
         depth=2,
         hidden_size=64,
