@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from stagebeam.data.writing import write_shards
 from stagebeam.models.encoder import IGNORE, EncodedRow
 from stagebeam.models.load import Loaded, load
-from stagebeam.recipe import DataConfig
+from stagebeam.models.tiny.build import build_tiny
+from stagebeam.recipe import DataConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.training.objectives import Supervised
 
@@ -26,6 +27,7 @@ HELD_OUT = 7  # rows: one rank has one more, and neither fills its batches of tw
 SAMPLES = 3
 NEW_TOKENS = 6
 POISONED = zero_rank.step_examples(1)[1].id  # on the second rank, in the second step
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 LORA = {"rank": 2, "groups": ["cross_attention"]}
 
 Seen = dict[str, Any]
@@ -37,13 +39,29 @@ def held_out(scenes: list[Example]) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
+def llava(scenes: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny LLaVA."""
+    folder = tmp_path_factory.mktemp("llava") / "base"
+    texts = [message.text for example in scenes for message in example.messages]
+    build_tiny(folder, texts, family="llava")
+    return folder
+
+
+def llava_stage(number: int) -> dict[str, Any]:
+    """What the recipe of one of LLaVA's stages trains, and how it is divided over ranks."""
+    train = load_recipe(RECIPES / f"llava-1.5-7b-stage{number}.yaml").train
+    assert train is not None and train.trainable is not None
+    return {"trainable": list(train.trainable), "zero_stage": train.zero_stage}
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("loop") / "run"
 
 
 @pytest.fixture(scope="module")
 def seen(
-    folder: Path, tiny_folder: Path, held_out: list[Example], scenes: list[Example]
+    folder: Path, tiny_folder: Path, llava: Path, held_out: list[Example], scenes: list[Example]
 ) -> list[Seen]:
     """What both ranks saw of every scenario."""
     shards = folder.parent / "shards"
@@ -64,6 +82,9 @@ def seen(
     ]
     for scenario in scenarios:
         scenario["model"] = str(tiny_folder)
+    first = {"name": "llava-stage-1", "train": llava_stage(1), "model": str(llava)}
+    second = {"name": "llava-stage-2", "train": llava_stage(2)}
+    scenarios += [first, {**second, "model": str(folder / "llava-stage-1")}]
     return launch(loop_rank.__file__, folder, {"scenarios": scenarios}, world=2)
 
 
@@ -170,11 +191,29 @@ def logprobs(model: Any, loaded: Loaded) -> list[float]:
 def test_only_what_is_named_is_trained(
     run: str, begins: tuple[str, ...], folder: Path, tiny_folder: Path
 ) -> None:
-    before, after = (load(str(f), "cpu").model.state_dict() for f in (tiny_folder, folder / run))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed
-    assert all(name.startswith(begins) for name in changed)
+    assert all(name.startswith(begins) for name in changed(tiny_folder, folder / run))
+
+
+@pytest.mark.usefixtures("seen")
+def test_llava_s_first_stage_trains_the_projection_and_the_second_all_but_the_tower(
+    folder: Path, llava: Path
+) -> None:
+    """To the bit, in the folders that the stages leave, the second opening the first's."""
+    names = set(load(str(llava), "cpu").model.state_dict())
+    projection = {name for name in names if name.startswith("model.multi_modal_projector.")}
+    tower = {name for name in names if name.startswith("model.vision_tower.")}
+    assert projection and tower
+    assert changed(llava, folder / "llava-stage-1") == projection
+    assert changed(folder / "llava-stage-1", folder / "llava-stage-2") == names - tower
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Weights that are not the same to the bit; some are not."""
+    old, new = (load(str(folder), "cpu").model.state_dict() for folder in (before, after))
+    assert old.keys() == new.keys()
+    different = {name for name in old if not torch.equal(old[name], new[name])}
+    assert different
+    return different
 
 
 def test_a_step_is_measured(seen: list[Seen]) -> None:

@@ -97,6 +97,8 @@ def activations(outline: Outline, arrays: Arrays, size: int, checkpointing: bool
             continue
         if checkpointing and outline.recomputes(group):
             kept[group] = saved.inputs + saved.beside
+            if group == "language":
+                kept[group] += _mask(arrays)  # as booleans, which all the layers hold on to
             recomputed = max(recomputed, saved.largest)
         else:
             kept[group] = saved.layers + saved.beside
@@ -117,9 +119,7 @@ def _decoder(text: Any, arrays: Arrays, places: int, s: int) -> dict[str, Saved]
     norm = tokens * (4 + 2 * s) * width  # the linear layers' input included
     mlp = tokens * 4 * s * text.intermediate_size
     attention = tokens * (4 * s * query + 4 * heads)
-    mask = arrays.get("attention_mask")
-    padded = mask is None or not np.asarray(mask).all()
-    layer = 2 * norm + attention + mlp + (s * rows * length**2 if padded else 0)
+    layer = 2 * norm + attention + mlp + s * _mask(arrays)
     crossing = len(getattr(text, "cross_attention_layers", ()))
     own = text.num_hidden_layers - crossing
     last = norm  # the final norm and the head's input
@@ -131,6 +131,13 @@ def _decoder(text: Any, arrays: Arrays, places: int, s: int) -> dict[str, Saved]
         inputs = crossing * tokens * s * width
         groups["cross_attention"] = Saved(crossing * cross, inputs, cross, shared)
     return groups
+
+
+def _mask(arrays: Arrays) -> int:
+    """Elements of the decoder's mask; a batch without padding has none."""
+    rows, length = arrays["input_ids"].shape
+    mask = arrays.get("attention_mask")
+    return rows * length**2 if mask is None or not np.asarray(mask).all() else 0
 
 
 def _plain_layer(tokens: float, width: int, inner: int, heads: int, s: int, mlp: int) -> float:
@@ -151,7 +158,8 @@ def _mllama(config: Any, arrays: Arrays, s: int) -> tuple[dict[str, Saved], int]
     layers = vision.num_hidden_layers * layer + vision.num_global_layers * gated
     count = vision.num_hidden_layers + vision.num_global_layers
     pixels = tiles * vision.num_channels * vision.image_size**2
-    beside = s * (pixels + 3 * tokens * width + slots * row**2)  # three norms' inputs, the mask
+    normed = (2 * tiles * patches + tokens) * width  # three norms' inputs, one of them padded
+    beside = s * (pixels + normed + slots * row**2)  # and the mask
     into = tiles * patches * s * vision.vision_output_dim
     groups = {
         "vision": Saved(layers, count * tokens * s * width, gated, beside),

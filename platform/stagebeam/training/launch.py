@@ -1,6 +1,6 @@
 """Training under Ray Train: workers, the stream, checkpoints, restarts and progress.
 
-This file and `data/stream.py` are where the training plane touches Ray.
+This file, `reports.py` and `data/stream.py` are where the training plane touches Ray.
 """
 
 from __future__ import annotations
@@ -8,11 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
-import threading
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +19,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from stagebeam.data.ledger import Ledger, Plan
+from stagebeam.data.ledger import Plan
 from stagebeam.data.stream import encoders_beside, ingest_config
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
@@ -32,26 +28,17 @@ from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.checkpoint import (
-    checkpoint_name,
     export,
     read_ledger,
     remove_uncommitted,
     start_step,
-    write_ledger,
 )
 from stagebeam.training.contracts import (
-    EvaluationReport,
     Objective,
     OnRefused,
     Step,
-    StepReport,
-    Take,
 )
-
-_LOSS = "held_out_loss"
-
-Report = StepReport | EvaluationReport
-Progress = Callable[[Report], None]
+from stagebeam.training.reports import LOSS, Board, Progress, RayReporter, watching
 
 
 class Task(Protocol):
@@ -101,33 +88,6 @@ class Job:
         return self.train.output_dir / "model"
 
 
-class _Board:
-    """Where rank 0 writes what happened, each rank the rows it refused, and the driver reads."""
-
-    def __init__(self) -> None:
-        self._reports: list[Report] = []
-        self._refused: dict[str, str] = {}
-        self._fault: str | None = None
-
-    def refuse(self, rows: dict[str, str]) -> None:
-        self._refused |= rows
-
-    def refused(self) -> dict[str, str]:
-        return self._refused
-
-    def fail(self, fault: str) -> None:
-        self._fault = fault
-
-    def fault(self) -> str | None:
-        return self._fault
-
-    def add(self, reports: list[Report]) -> None:
-        self._reports += reports
-
-    def since(self, count: int) -> list[Report]:
-        return self._reports[count:]
-
-
 def fit(job: Job, on_report: Progress) -> dict[str, str]:
     """Train and export, resuming where an earlier run of the same name stopped; returns the ids
     of the rows that could not be trained on, and why.
@@ -143,7 +103,7 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
     remove_uncommitted(run_folder)
     ranks = job.train.num_workers
     encoders = job.train.encoders or encoders_beside(ranks, job.train.cpus_per_worker)
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job, "board": board},
@@ -159,7 +119,7 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
         run_config=_run_config(job),
     )
     try:
-        with _watching(board, on_report):
+        with watching(board, on_report):
             trainer.fit()
         if fault := ray.get(board.fault.remote()):
             raise FloatingPointError(fault)
@@ -174,7 +134,7 @@ def _run_config(job: Job) -> RunConfig:
     # Ray keeps the latest checkpoint beside those that it is told to keep.
     kept: dict[str, Any] = {"num_to_keep": 2}
     if job.train.evaluation is not None:
-        order = {"checkpoint_score_attribute": _LOSS, "checkpoint_score_order": "min"}
+        order = {"checkpoint_score_attribute": LOSS, "checkpoint_score_order": "min"}
         kept = {"num_to_keep": 1, **order}
     options: dict[str, Any] = {
         "name": job.name,
@@ -186,34 +146,6 @@ def _run_config(job: Job) -> RunConfig:
     return RunConfig(**options)
 
 
-@contextmanager
-def _watching(board: Any, on_report: Progress) -> Iterator[None]:
-    """Call `on_report` from a thread for reports as they come in."""
-    done = threading.Event()
-
-    def watch() -> None:
-        seen = 0
-        last = {StepReport: 0, EvaluationReport: 0}
-        while True:
-            ended = done.wait(0.5)
-            reports = ray.get(board.since.remote(seen))
-            seen += len(reports)
-            for report in reports:
-                if report.step > last[type(report)]:
-                    last[type(report)] = report.step
-                    on_report(report)
-            if ended:
-                return
-
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def worker_environment(job: Job) -> dict[str, str]:
     """Set before the workers import anything: DeepSpeed picks its accelerator on import."""
     tools = str(Path(sys.executable).parent)  # DeepSpeed looks for ninja beside the interpreter
@@ -223,68 +155,11 @@ def worker_environment(job: Job) -> dict[str, str]:
     return environment
 
 
-class _RayReporter:
-    """Sends reports to the board and checkpoints to Ray Train."""
-
-    def __init__(self, board: Any, rank: int, plan: Plan) -> None:
-        self._board, self._rank, self._plan = board, rank, plan
-        self._attempt = uuid.uuid4().hex[:6]  # Ray takes rank 0's
-        self._pending: list[Report] = []
-        self._written = threading.Event()
-        self._written.set()
-
-    def step(self, report: StepReport) -> None:
-        self._add(report)
-        if len(self._pending) >= 5:
-            self.flush()
-
-    def evaluation(self, report: EvaluationReport) -> None:
-        self._add(report)
-
-    def _add(self, report: Report) -> None:
-        if self._rank == 0:
-            self._pending.append(report)
-
-    def flush(self) -> None:
-        self._board.add.remote(self._pending)
-        self._pending = []
-
-    def checkpoint(self, step: int, take: Take, loss: float | None) -> None:
-        """Training waits for the copy out of the device alone; Ray's thread writes it."""
-        self.flush()  # a run that is continued from here never tells of these steps again
-        self._written.wait()  # one copy at a time in host memory
-        write = take()
-        self._written.clear()
-        storage = ray.train.get_context().get_storage()
-
-        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            try:
-                # Straight to where it stays, on storage that every node mounts.
-                folder = Path(storage.build_checkpoint_path_from_name(name))
-                folder.mkdir(parents=True, exist_ok=True)
-                write(folder)
-                if self._rank == 0:
-                    write_ledger(Ledger.after(self._plan, step), folder)
-                return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
-            finally:
-                self._written.set()
-
-        # Without a number Ray 2.60 takes a checkpoint for the best of all.
-        score = sys.float_info.max if loss is None else loss
-        ray.train.report(
-            {"step": step, _LOSS: score},
-            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
-            checkpoint_dir_name=checkpoint_name(step, self._attempt),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=upload,
-        )
-
-
 def _work(config: dict[str, Any]) -> None:
     """What each rank runs. A fault of the numbers is told, not raised: it would come again after
     a restart."""
     job, board = config["job"], config["board"]
-    reporter = _RayReporter(board, ray.train.get_context().get_world_rank(), job.task.plan)
+    reporter = RayReporter(board, ray.train.get_context().get_world_rank(), job.task.plan)
     try:
         _train(job, board, reporter)
     except FloatingPointError as error:
@@ -293,7 +168,7 @@ def _work(config: dict[str, Any]) -> None:
         reporter.flush()
 
 
-def _train(job: Job, board: Any, reporter: _RayReporter) -> None:
+def _train(job: Job, board: Any, reporter: RayReporter) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # imported here: DeepSpeed reads its accelerator from the worker's environment
     from stagebeam.training.heldout import HeldOut
