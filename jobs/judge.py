@@ -146,7 +146,7 @@ class _Sampler:
             for index in range(self._config.samples)
         )
         sampling = Sampling(self._config.temperature, 1.0, self._config.max_new_tokens)
-        request = GenerateRequest(prompt, "", Stage.CONCLUSION.close_tag, seeds, sampling)
+        request = GenerateRequest(prompt, "", (Stage.CONCLUSION.close_tag,), seeds, sampling)
         found = [c async for c in self._generator.propose(request) if isinstance(c, Candidate)]
         return [c.text for c in sorted(found, key=lambda c: c.index)]
 

@@ -97,8 +97,8 @@ class ScriptedGenerator:
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         gold = self.world.gold(request.prompt)
-        whole = request.stop == Stage.CONCLUSION.close_tag and not request.prefix
-        wanted = STAGES if whole else [s for s in STAGES if s.close_tag == request.stop]
+        whole = request.stops == (Stage.CONCLUSION.close_tag,) and not request.prefix
+        wanted = STAGES if whole else [s for s in STAGES if s.close_tag in request.stops]
         for index, seed in enumerate(request.seeds):
             rng = random.Random(seed)
             said = gold if rng.random() < self.skill else rng.choice("1234ABCD")

@@ -36,7 +36,7 @@ def request(
     max_new_tokens: int = 24,
 ) -> GenerateRequest:
     sampling = Sampling(temperature, top_p, max_new_tokens)
-    return GenerateRequest(prompt_of(example), prefix, stop, seeds, sampling)
+    return GenerateRequest(prompt_of(example), prefix, (stop,), seeds, sampling)
 
 
 async def arrivals(

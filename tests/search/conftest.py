@@ -46,7 +46,7 @@ class ScriptedGenerator:
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         self.requests.append(request)
-        lines = self.script[request.stop]
+        lines = self.script[request.stops[0]]
         said = [lines[index].candidate(index) for index in range(len(request.seeds))]
         for candidate in reversed(said):
             yield candidate
@@ -70,9 +70,9 @@ class SeededGenerator:
         yield Usage(decode_tokens=3 * len(request.seeds), sequential_passes=3)
 
     def _text(self, request: GenerateRequest, seed: int) -> str:
-        if request.stop == Stage.CONCLUSION.close_tag and not request.prefix:
+        if request.stops == (Stage.CONCLUSION.close_tag,) and not request.prefix:
             return render({s: f"{seed % 5}" for s in STAGES})
-        stage = next(s for s in STAGES if s.close_tag == request.stop)
+        stage = next(s for s in STAGES if s.close_tag in request.stops)
         return wrap(stage, f"{seed}")
 
 

@@ -20,7 +20,7 @@ async def test_whole_answers_are_drawn_in_one_call_and_judged_whole(
     assert (len(generator.requests), len(judge.requests)) == (1, calls)
     assert all(r.stage is None and r.prefix == "" for r in judge.requests)
     assert (only.stage, only.winner) == ("ANSWER", 1)
-    assert generator.requests[0].stop == "</CONCLUSION>"
+    assert generator.requests[0].stops == ("</CONCLUSION>",)
 
 
 async def test_an_answer_with_a_stage_missing_loses_by_rule(kit: SimpleNamespace) -> None:

@@ -12,7 +12,7 @@ async def test_greedy_is_one_call_at_temperature_zero_for_a_whole_answer(
     settings = kit.settings(method="greedy", candidates=8, temperature=0.9)
     stages = [s async for s in greedy(kit.ask(), generator, None, settings)]
     (request,) = generator.requests
-    assert (request.prefix, request.stop, len(request.seeds)) == ("", "</CONCLUSION>", 1)
+    assert (request.prefix, request.stops, len(request.seeds)) == ("", ("</CONCLUSION>",), 1)
     assert request.sampling.temperature == 0
     (only,) = stages
     assert (only.stage, only.winner, only.matches) == ("ANSWER", 0, ())

@@ -49,7 +49,7 @@ async def test_the_request_carries_prompt_prefix_stop_seeds_and_sampling(
     stage, prefix = Stage.CAPTION, "<SUMMARY> a </SUMMARY>"
     await propose(generator, kit.ask(), settings, "key", stage=stage, prefix=prefix)
     (request,) = generator.requests
-    assert (request.prompt, request.prefix, request.stop) == (kit.ask(), prefix, "</CAPTION>")
+    assert (request.prompt, request.prefix, request.stops) == (kit.ask(), prefix, ("</CAPTION>",))
     assert len(set(request.seeds)) == 3
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.7, 0.8, 9)

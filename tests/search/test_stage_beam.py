@@ -36,7 +36,7 @@ async def test_each_stage_continues_the_winners_text_exactly_as_generated(
     generator, judge = kit.ScriptedGenerator(script(kit, 2)), kit.ScriptedJudge(kit.by_number)
     stages = await collect(kit, generator, judge, candidates=2)
     assert [s.stage for s in stages] == [s.value for s in STAGES]
-    assert [r.stop for r in generator.requests] == [s.close_tag for s in STAGES]
+    assert [r.stops for r in generator.requests] == [(s.close_tag,) for s in STAGES]
     chosen = ["<SUMMARY> 1 </SUMMARY>", " <CAPTION> 1 </CAPTION>", "  <REASONING> 1 </REASONING>"]
     prefixes = ["", chosen[0], chosen[0] + chosen[1], "".join(chosen)]
     assert [r.prefix for r in generator.requests] == prefixes

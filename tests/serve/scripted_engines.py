@@ -66,8 +66,8 @@ class ScriptedGenerator(Scripted):
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         await self._think(request.prompt)
-        whole = request.stop == Stage.CONCLUSION.close_tag and not request.prefix
-        stages = STAGES if whole else [s for s in STAGES if s.close_tag == request.stop]
+        whole = request.stops == (Stage.CONCLUSION.close_tag,) and not request.prefix
+        stages = STAGES if whole else [s for s in STAGES if s.close_tag in request.stops]
         for index, seed in enumerate(request.seeds):
             word = "red" if request.prompt.images else f"answer {seed % 1000}"
             text = " ".join(wrap(s, f"{s.value.lower()} {word}") for s in stages)

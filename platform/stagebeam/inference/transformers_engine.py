@@ -280,10 +280,12 @@ class TransformersEngine:
         request = row.job.request
         if row.sampled[-1] in self._ends:
             return "end", self._text(row.sampled[:-1])
-        tail = self._text(row.sampled[-len(request.stop) :])  # a token has at least one character
-        if request.stop in tail:
+        longest = max(map(len, request.stops))
+        tail = self._text(row.sampled[-longest:])  # a token has at least one character
+        if any(stop in tail for stop in request.stops):
             text = self._text(row.sampled)
-            return "stop", text[: text.index(request.stop) + len(request.stop)]
+            ends = [text.index(stop) + len(stop) for stop in request.stops if stop in text]
+            return "stop", text[: min(ends)]
         if len(row.sampled) >= request.sampling.max_new_tokens:
             return "length", self._text(row.sampled)
         return None

@@ -35,13 +35,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Continue `prompt` + `prefix` once for each seed, each until `stop` (kept in the text)."""
+    """Continue `prompt` + `prefix` once for each seed, each until the first of `stops`, which is
+    kept in the text. Candidates that are not done after `seconds` are cut, as at the length limit.
+    """
 
     prompt: Prompt
     prefix: str
-    stop: str
+    stops: tuple[str, ...]
     seeds: tuple[int, ...]
     sampling: Sampling
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class Usage:
     sequential_passes: int = 0  # forward passes that had to wait for one another
     judge_tokens: int = 0
     judge_calls: int = 0
+    judge_failures: int = 0  # verdicts that could not be had, and count as ties
     cache_hits: int = 0  # calls that found their prefix's keys and values
 
     def __add__(self, other: Usage) -> Usage:
@@ -79,7 +83,8 @@ class Usage:
 class JudgeRequest:
     """Compare candidates of one stage (of the whole answer where `stage` is None).
 
-    `pairs` holds indices into `candidates`, so that a pointwise judge scores each text once.
+    `pairs` holds indices into `candidates`, so that a pointwise judge scores each text once. With
+    `explain`, a sentence is written about each verdict, after it and without effect on it.
     """
 
     prompt: Prompt
@@ -87,6 +92,7 @@ class JudgeRequest:
     prefix: str
     candidates: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +112,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One verdict for each pair of the request, in its order."""
+    """One verdict for each pair of the request, in its order.
+
+    A pointwise judge also gives the `scores` of the candidates, in nats; a judge that was asked to
+    explain and can, one sentence for each pair.
+    """
 
     verdicts: tuple[Verdict, ...]
     usage: Usage
+    scores: tuple[float, ...] = ()
+    explanations: tuple[str, ...] = ()
 
 
 class Generator(Protocol):

@@ -44,7 +44,7 @@ async def propose(
     """
     name, stop = stage_name(stage), (stage or Stage.CONCLUSION).close_tag
     seeds = tuple(candidate_seed(settings.seed, question_key, name, i) for i in range(settings.n))
-    request = GenerateRequest(prompt, prefix, stop, seeds, settings.sampling)
+    request = GenerateRequest(prompt, prefix, (stop,), seeds, settings.sampling)
     started = time.perf_counter()
     found: dict[int, Candidate] = {}  # a stream that was retried may give an index twice
     usage = Usage()

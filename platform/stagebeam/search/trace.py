@@ -30,6 +30,7 @@ class UsageTrace(_Frozen):
     sequential_passes: int = 0
     judge_tokens: int = 0
     judge_calls: int = 0
+    judge_failures: int = 0
     cache_hits: int = 0
     seconds: float = 0.0
 
