@@ -17,7 +17,7 @@ from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard, JudgeResult, JudgeTrainingCost
 from stagebeam.evaluation.scoring import correct
 from stagebeam.inference.load import load_judge
-from stagebeam.inference.verdict import JUDGE_KINDS, JudgeKind
+from stagebeam.inference.verdict import PLAIN_KINDS, JudgeKind
 from stagebeam.recipe import JudgeConfig, Recipe
 from stagebeam.records import Example
 from stagebeam.stages import Stage, conclusion
@@ -28,14 +28,15 @@ QUESTIONS = 128
 def judge_result(
     recipe: Recipe, judge: JudgeConfig, trained: TrainSummary, console: Console
 ) -> JudgeResult:
-    """The card of the judge that serves, and of every other kind that its model can be.
+    """The card of the judge that serves, and of the other ways in which its model can be asked.
 
     Pairs come from the generator's samples on held-out questions behind those that the evaluation
     asks. Raises ValueError where the samples hold no pair.
     """
     config = required(recipe)
     pairs = _known_pairs(recipe, console)
-    cards = {kind: _card(judge, kind, pairs) for kind in JUDGE_KINDS}
+    kinds = dict.fromkeys((judge.kind, *PLAIN_KINDS))
+    cards = {kind: _card(judge, kind, pairs) for kind in kinds}
     return JudgeResult(
         **cards[judge.kind].model_dump(),
         kind=judge.kind,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
+from stagebeam.inference.reading import Begun
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling, Usage
 from stagebeam.records import Example
@@ -65,30 +65,35 @@ async def answers(
 def rows_of_each_pass(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the number of rows of every decoding pass."""
     seen: list[int] = []
-    decode = engine._runtime.decode
+    step = engine._batch.step
 
-    def spy(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
-        seen.append(len(tokens))
-        return decode(tokens, *rest)
+    def spy() -> None:
+        seen.append(len(engine._batch.rows))
+        step()
 
-    monkeypatch.setattr(engine._runtime, "decode", spy)
+    monkeypatch.setattr(engine._batch, "step", spy)
     return seen
 
 
 def hold_until_all_came(
     engine: TransformersEngine, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first prefill waits for the other calls, so that their rows decode together."""
-    prefill = engine._runtime.prefill
+    """The first reading waits for the other calls, so that their rows decode together."""
+    begin = engine._reader.begin
 
-    def after_all_came(*call: Any) -> torch.Tensor:
+    def after_all_came(*call: Any) -> Begun:
         deadline = time.monotonic() + PATIENCE
-        while engine._waiting.qsize() < calls - 1 and time.monotonic() < deadline:
+        while came(engine) < calls - 1 and time.monotonic() < deadline:
             time.sleep(0.001)
-        monkeypatch.setattr(engine._runtime, "prefill", prefill)
-        return prefill(*call)
+        monkeypatch.setattr(engine._reader, "begin", begin)
+        return begin(*call)
 
-    monkeypatch.setattr(engine._runtime, "prefill", after_all_came)
+    monkeypatch.setattr(engine._reader, "begin", after_all_came)
+
+
+def came(engine: TransformersEngine) -> int:
+    """Calls that wait."""
+    return engine._inbox.qsize() + len(engine._waiting)
 
 
 async def together(

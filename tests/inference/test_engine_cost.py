@@ -16,7 +16,7 @@ def prompt_length(loaded: Loaded, example: Example) -> int:
     return len(loaded.encoder.prompt_ids(prompt.messages, [{}] * len(prompt.images)))
 
 
-async def test_each_stage_costs_one_prefilled_token_and_the_image_is_encoded_once(
+async def test_a_stage_goes_on_without_a_prefill_and_the_image_is_encoded_once(
     taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
     engine = make_engine(taught)
@@ -29,8 +29,9 @@ async def test_each_stage_costs_one_prefilled_token_and_the_image_is_encoded_onc
         first = not text
         assert usage == Usage(
             image_encodes=1 if first else 0,
-            # later, the closing tag alone: it was sampled, and never went through the model
-            prefill_tokens=prompt_length(taught, known[0]) if first else 1,
+            # later, the closing tag alone, by each row: it was sampled, and never went through
+            # the model
+            prefill_tokens=prompt_length(taught, known[0]) if first else 3,
             decode_tokens=sum(c.tokens for c in candidates),
             sequential_passes=candidates[0].tokens,  # the first token comes with the prefill
             cache_hits=0 if first else 1,

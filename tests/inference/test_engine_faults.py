@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from asking import PATIENCE, MakeEngine, answers, request
 
+from stagebeam.inference.decoding import Call
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.models.load import Loaded
 from stagebeam.records import Example, Image, Message
@@ -63,12 +65,12 @@ async def test_a_caller_that_leaves_frees_its_rows(
     holding = asyncio.ensure_future(
         answers(engine, request(question, seeds=(0, 1), max_new_tokens=FOREVER))
     )
-    await until(lambda: len(engine._rows) == 2)
+    await until(lambda: len(engine._batch.rows) == 2)
     if while_waiting:  # one more in the queue behind it, which leaves first
         queued = asyncio.ensure_future(
             answers(engine, request(question, seeds=(2, 3), max_new_tokens=FOREVER))
         )
-        await until(lambda: engine._next is not None)
+        await until(lambda: bool(engine._waiting))
         queued.cancel()
     waiting = asyncio.ensure_future(answers(engine, request(scenes[0], seeds=(0,))))
     await asyncio.sleep(0.1)
@@ -76,7 +78,7 @@ async def test_a_caller_that_leaves_frees_its_rows(
     holding.cancel()
     (candidate,), _ = await asyncio.wait_for(waiting, PATIENCE)
     assert candidate.text
-    await until(lambda: not engine._rows)
+    await until(lambda: not engine._batch.rows)
 
 
 async def test_closing_the_iterator_is_leaving(
@@ -87,12 +89,12 @@ async def test_closing_the_iterator_is_leaving(
     asked = request(question, seeds=(0, 1, 2, 3), max_new_tokens=FOREVER)
     items = engine.propose(asked)
     first = asyncio.ensure_future(anext(items))
-    await until(lambda: bool(engine._rows))
+    await until(lambda: bool(engine._batch.rows))
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     await items.aclose()
-    await until(lambda: not engine._rows)
+    await until(lambda: not engine._batch.rows)
     assert (await answers(engine, request(scenes[0])))[0]
 
 
@@ -102,14 +104,14 @@ async def test_a_call_that_cannot_join_fails_alone(
     """As where memory runs out while its rows are laid beside the others."""
     engine = make_engine(loaded)
     (expected,), _ = await answers(make_engine(loaded), request(scenes[0]))
-    join = engine._join
+    join = engine._batch.join
 
-    def failing(rows, *rest):  # type: ignore[no-untyped-def]
-        if len(rows) == 3:
+    def failing(call: Call, *rest: Any) -> None:
+        join(call, *rest)
+        if call.live == 3:
             raise torch.OutOfMemoryError("no room")
-        return join(rows, *rest)
 
-    monkeypatch.setattr(engine, "_join", failing)
+    monkeypatch.setattr(engine._batch, "join", failing)
     async with asyncio.TaskGroup() as calls:
         good = calls.create_task(answers(engine, request(scenes[0])))
         with pytest.raises(torch.OutOfMemoryError):
@@ -126,7 +128,7 @@ async def test_a_failed_pass_reaches_everyone_in_it_and_the_engine_goes_on(
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._runtime, "decode", failing)
+        patch.setattr(engine._batch, "step", failing)
         results = await asyncio.gather(
             *(answers(engine, request(e)) for e in scenes[:3]), return_exceptions=True
         )

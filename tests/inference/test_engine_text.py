@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,6 +97,47 @@ async def test_a_candidate_is_the_same_alone_and_among_strangers(
     for (one, _), (many, _) in zip(alone, crowd, strict=True):
         assert [c.text for c in one] == [c.text for c in many]
         assert [c.logprob for c in one] == pytest.approx([c.logprob for c in many], abs=1e-3)
+
+
+async def test_32_candidates_write_alone_what_they_write_together(
+    taught: Loaded,
+    known: list[Example],
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = [
+        request(known[n % len(known)], seeds=(100 + n,), temperature=1.5, max_new_tokens=40)
+        for n in range(32)
+    ]
+    engine = make_engine(taught)
+    alone = [(await answers(engine, asked))[0][0].text for asked in requests]
+    crowded = make_engine(taught)
+    rows = rows_of_each_pass(crowded, monkeypatch)
+    crowd = await together(crowded, requests, monkeypatch)
+    assert max(rows) == 32 and len(set(alone)) > 16
+    assert [found[0].text for found, _ in crowd] == alone
+
+
+async def test_what_is_not_done_in_time_is_cut(
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
+) -> None:
+    engine, found = make_engine(loaded), []
+    for example in scenes[:10]:
+        asked = replace(request(example, max_new_tokens=1_000_000), seconds=0.3)
+        (candidate,), usage = await answers(engine, asked)
+        assert usage.decode_tokens == candidate.tokens
+        found.append(candidate)
+    cut = [candidate for candidate in found if candidate.finish == "length"]
+    assert cut and all(2 < candidate.tokens < 10_000 and candidate.text for candidate in cut)
+
+
+async def test_the_first_of_several_stops_ends_a_candidate(
+    taught: Loaded, known: list[Example], make_engine: MakeEngine
+) -> None:
+    engine = make_engine(taught)
+    asked = request(known[0], stop="</CAPTION>", max_new_tokens=200)
+    (candidate,), _ = await answers(engine, replace(asked, stops=("</CAPTION>", "</SUMMARY>")))
+    assert candidate.finish == "stop" and candidate.text.endswith("</SUMMARY>")
 
 
 async def test_questions_with_different_numbers_of_images_do_not_disturb_each_other(

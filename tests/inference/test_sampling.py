@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stagebeam.inference.sampling import draw_tokens
+from stagebeam.inference import sampling
+from stagebeam.inference.sampling import draw_tokens, numbers
 
 PROBABILITIES = (0.5, 0.3, 0.15, 0.05)
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def drawn(*seeds: int) -> torch.Tensor:
+    return torch.tensor([next(numbers(seed)) for seed in seeds], dtype=torch.float64)
 
 
 def draw(
@@ -22,7 +23,7 @@ def draw(
         logits,
         torch.full((rows,), temperature),
         torch.full((rows,), top_p),
-        generators(*seeds),
+        drawn(*seeds),
     )
 
 
@@ -70,27 +71,35 @@ def test_logprobs_are_those_at_temperature_one() -> None:
 def test_a_row_draws_the_same_tokens_whatever_its_neighbours_do() -> None:
     logits = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(1))  # [step, R, V]
     settings = torch.tensor([0.7, 0.0, 1.0, 0.0, 1.5]), torch.tensor([0.9, 0.9, 1.0, 0.5, 0.95])
-    streams = generators(*range(5))
-    crowd = torch.stack([draw_tokens(step, *settings, streams)[0] for step in logits])
+    luck = drawn(*range(5))
+    crowd = torch.stack([draw_tokens(step, *settings, luck)[0] for step in logits])
     for row in range(5):
-        (stream,) = generators(row)
         one = slice(row, row + 1)
         alone = [
-            draw_tokens(step[one], settings[0][one], settings[1][one], [stream])[0].item()
+            draw_tokens(step[one], settings[0][one], settings[1][one], luck[one])[0].item()
             for step in logits
         ]
         assert crowd[:, row].tolist() == alone
 
 
-def test_a_greedy_step_uses_its_stream_up_like_any_other() -> None:
-    """So that the draws after it do not depend on the temperature before it."""
-    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(2))
-    states = []
-    for temperature in (0.0, 1.0):
-        (stream,) = generators(5)
-        draw_tokens(logits, torch.tensor([temperature]), torch.tensor([1.0]), [stream])
-        states.append(stream.get_state())
-    assert states[0].equal(states[1])
+def test_a_stream_follows_from_its_seed_and_does_not_repeat_itself() -> None:
+    first = [value for value, _ in zip(numbers(5), range(200), strict=False)]
+    assert first == [value for value, _ in zip(numbers(5), range(200), strict=False)]
+    assert len(set(first)) == 200 and all(0 <= value < 1 for value in first)
+    assert next(numbers(6)) != first[0]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+def test_of_a_large_vocabulary_the_same_token_is_drawn_as_if_all_of_it_were_sorted(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flat rows need more than the likeliest tokens, steep ones do not. Among equally likely ones
+    either may be drawn."""
+    steep = torch.tensor([0.1, 1.0, 8.0])[torch.arange(60) % 3, None]
+    logits = steep * torch.randn(60, 5000, generator=torch.Generator().manual_seed(3))
+    _, logprobs = draw(logits, 1.0, top_p, list(range(60)))
+    monkeypatch.setattr(sampling, "_LIKELIEST", 5000)
+    assert draw(logits, 1.0, top_p, list(range(60)))[1].equal(logprobs)
 
 
 def test_half_precision_logits_are_drawn_from_in_full() -> None:

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import io
-import threading
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 import torch
-from asking import PATIENCE, prompt_of
+from asking import MakeEngine, answers, prompt_of
+from asking import request as ask
 from PIL import Image as PilImage
+from safetensors.torch import save_file
 
+from stagebeam.inference import verdict as judging
+from stagebeam.inference.reading import Look
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt
 from stagebeam.inference.verdict import (
     OPTIONS,
+    EngineJudge,
     JudgeKind,
     TransformersJudge,
     option_ids,
     verdict_messages,
 )
 from stagebeam.models.families.mllama import MllamaEncoder
-from stagebeam.models.load import Loaded
+from stagebeam.models.load import Loaded, load
 from stagebeam.models.tiny.build import build_tiny
+from stagebeam.models.value_head import VALUE_HEAD_FILE, load_value_head
 from stagebeam.records import Example, Message
 from stagebeam.stages import Stage
 
@@ -145,61 +152,162 @@ def test_every_stage_is_judged_on_something_of_its_own() -> None:
     assert len(texts) == 5
 
 
-@pytest.mark.parametrize("kind", ["verdict", "likelihood"])
-async def test_calls_that_wait_share_a_pass_and_get_the_values_they_get_alone(
-    kind: JudgeKind,
-    scenes: list[Example],
-    make_judge: MakeJudge,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_mean_likelihood_is_that_of_a_token(
+    loaded: Loaded, example: Example, make_judge: MakeJudge
 ) -> None:
-    requests = [asked(e, (0, 1), (1, 2)) for e in some_of_each(scenes)]
-    judge = make_judge(kind)
-    alone = [await judge.compare(request) for request in requests]
-    crowded = make_judge(kind)
-    rows = rows_of_each_pass(crowded, monkeypatch)
-    crowd = await together(crowded, requests, monkeypatch)
-    a_call = 4 if kind == "verdict" else 3
-    assert rows == [a_call, a_call * (len(requests) - 1)]
-    same(alone, crowd)
+    request = asked(example, (0, 2))
+    summed = await make_judge("likelihood").compare(request)
+    mean = await make_judge("mean_likelihood").compare(request)
+    lengths = [len(loaded.encoder.ids(text)) for text in CANDIDATES]
+    expected = [score / length for score, length in zip(summed.scores, lengths, strict=True)]
+    assert mean.scores == pytest.approx(expected)
+    assert mean.verdicts[0].margin == pytest.approx(expected[0] - expected[2])
 
 
-async def test_calls_with_different_numbers_of_images_do_not_disturb_each_other(
-    scenes: list[Example], make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("names", [("weight", "bias"), ("v_head.summary.weight",)])
+async def test_a_reward_is_the_value_head_s_number_behind_the_text(
+    names: tuple[str, ...], tiny_folder: Path, tmp_path: Path, example: Example
 ) -> None:
-    one, other, blind = some_of_each(scenes)[:3]
+    folder = tmp_path / "reward"
+    shutil.copytree(tiny_folder, folder)
+    width = load(str(folder), "cpu").model.config.text_config.hidden_size
+    head = {"weight": torch.randn(1, width), "bias": torch.tensor([0.5])}
+    save_file({name: head[name.rpartition(".")[2]] for name in names}, folder / VALUE_HEAD_FILE)
+    loaded = load(str(folder), "cpu")
+    request = asked(example, (0, 1), (2, 1))
+    judge = TransformersJudge(loaded, kind="reward", max_rows=64)
+    try:
+        judgement = await judge.compare(request)
+    finally:
+        judge.close()
+    expected = [
+        float(head["weight"] @ last_hidden(loaded, example, text)) + 0.5 * ("bias" in names)
+        for text in CANDIDATES
+    ]
+    assert judgement.scores == pytest.approx(expected, abs=CLOSE)
+    assert judgement.verdicts[1].margin == pytest.approx(expected[2] - expected[1], abs=CLOSE)
+
+
+def last_hidden(loaded: Loaded, example: Example, text: str) -> torch.Tensor:
+    """[D]"""
+    prompt, head = prompt_of(example), loaded.model.lm_head
+    known = loaded.encoder.render(prompt.messages, len(prompt.images), answer_next=True)
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    stock_logits(loaded, known + text, prompt.images)
+    hook.remove()
+    return seen[0][0, -1]
+
+
+@pytest.mark.parametrize("broken", ["absent", "narrow", "unreadable"])
+def test_a_reward_model_without_a_fitting_head_is_refused(broken: str, tmp_path: Path) -> None:
+    path = tmp_path / VALUE_HEAD_FILE
+    if broken == "narrow":
+        save_file({"weight": torch.zeros(1, 3)}, path)
+    elif broken == "unreadable":
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"value_head\.safetensors (cannot be read|must hold)"):
+        load_value_head(str(tmp_path), 64)
+
+
+@pytest.mark.parametrize("kind", ["verdict", "likelihood", "mean_likelihood"])
+async def test_calls_that_come_together_get_the_values_they_get_alone(
+    kind: JudgeKind, scenes: list[Example], make_judge: MakeJudge
+) -> None:
+    one, other, blind, *rest = some_of_each(scenes)
     both = replace(one, images=(*one.images, *other.images))
-    requests = [asked(e, (0, 1)) for e in (one, both, blind, both, other)]
-    judge = make_judge("likelihood")
-    alone = [await judge.compare(request) for request in requests]
-    crowded = make_judge("likelihood")
-    rows = rows_of_each_pass(crowded, monkeypatch)
-    crowd = await together(crowded, requests, monkeypatch)
-    assert rows == [3, 6, 6]
-    same(alone, crowd)
+    requests = [asked(e, (0, 1), (1, 2)) for e in (one, both, blind, other, *rest)]
+    alone = [await make_judge(kind).compare(request) for request in requests]
+    judge = make_judge(kind)
+    same(alone, await asyncio.gather(*(judge.compare(request) for request in requests)))
 
 
-async def test_a_batch_holds_no_more_rows_than_it_may(
-    scenes: list[Example], make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch
+async def test_a_round_is_one_pass_and_nothing_is_read_twice(
+    loaded: Loaded, scenes: list[Example], make_judge: MakeJudge
+) -> None:
+    """The question and the image once, each candidate once behind them, and behind each candidate
+    the others; and in the next stage nothing that was read in this one."""
+    judge = make_judge("verdict")
+    seeing = next(e for e in scenes if e.images)
+    first = asked(seeing, (0, 1), (0, 2), (1, 2))
+    usage = (await judge.compare(first)).usage
+    rows = [prompt(loaded, first, a, b) for a, b in permutations(range(3), 2)]
+    stems = {tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}
+    assert usage.judge_tokens == len(stems) < 0.7 * sum(map(len, rows))
+    assert (usage.sequential_passes, usage.image_encodes, usage.judge_calls) == (1, 1, 1)
+    second = replace(first, stage=Stage.CAPTION, prefix=PREFIX)
+    usage = (await judge.compare(second)).usage
+    new = {
+        tuple(row[:end])
+        for row in (prompt(loaded, second, a, b) for a, b in permutations(range(3), 2))
+        for end in range(1, len(row) + 1)
+    } - stems
+    assert usage.judge_tokens == len(new)
+    assert (usage.sequential_passes, usage.image_encodes) == (1, 0)
+
+
+def prompt(loaded: Loaded, request: JudgeRequest, first: int, second: int) -> list[int]:
+    texts = request.candidates
+    messages = verdict_messages(request, texts[first], texts[second])
+    return loaded.encoder.prompt_ids(messages, [{}] * len(request.prompt.images))
+
+
+async def test_a_pass_holds_no_more_rows_than_it_may(
+    scenes: list[Example], make_judge: MakeJudge
 ) -> None:
     request = asked(scenes[0], (0, 1), (1, 2), (2, 0))  # six rows
     whole = await make_judge("verdict").compare(request)
-    narrow = make_judge("verdict", max_rows=4)
-    rows = rows_of_each_pass(narrow, monkeypatch)
-    same([whole], [await narrow.compare(request)])
-    assert rows == [4, 2]
+    narrow = await make_judge("verdict", max_rows=4).compare(request)
+    assert (whole.usage.sequential_passes, narrow.usage.sequential_passes) == (1, 2)
+    assert margins(whole) == pytest.approx(margins(narrow), abs=CLOSE)
 
 
 async def test_the_usage_counts_every_token_that_was_scored(
     loaded: Loaded, scenes: list[Example], make_judge: MakeJudge
 ) -> None:
+    """The prompt once, and each candidate; those here share their first token or two."""
     request = asked(scenes[0], (0, 1), (0, 2))
     judgement = await make_judge("likelihood").compare(request)
     prompt = len(
         loaded.encoder.prompt_ids(request.prompt.messages, [{}] * len(request.prompt.images))
     )
-    texts = [len(loaded.encoder.ids(text)) for text in CANDIDATES]
-    assert judgement.usage.judge_tokens == 3 * prompt + sum(texts)  # each candidate once
+    texts = [loaded.encoder.ids(text) for text in CANDIDATES]
+    stems = {tuple(ids[:end]) for ids in texts for end in range(1, len(ids) + 1)}
+    assert judgement.usage.judge_tokens == prompt + len(stems)
     assert judgement.usage.judge_calls == 1
+
+
+async def test_a_judge_on_the_generator_s_engine_finds_what_that_has_read(
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, make_judge: MakeJudge
+) -> None:
+    engine = make_engine(loaded)
+    seeing = next(e for e in scenes if e.images)
+    await answers(engine, ask(seeing, max_new_tokens=4))
+    request = asked(seeing, (0, 1), (1, 2))
+    itself = await EngineJudge(engine, "likelihood", 64).compare(request)
+    texts = [loaded.encoder.ids(text) for text in CANDIDATES]
+    stems = {tuple(ids[:end]) for ids in texts for end in range(1, len(ids) + 1)}
+    assert itself.usage.judge_tokens == len(stems) + 1  # the prompt's last token foretells
+    assert itself.usage.image_encodes == 0
+    apart = await make_judge("likelihood").compare(request)
+    assert margins(itself) == pytest.approx(margins(apart), abs=CLOSE)
+
+
+@pytest.mark.parametrize("stage", [*Stage, None])
+async def test_the_template_is_left_out_only_where_that_changes_nothing(
+    stage: Stage | None, loaded: Loaded, scenes: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word what the template makes of each question, with it and without it."""
+    request = replace(asked(scenes[0], (0, 1), (2, 1)), stage=stage, prefix=PREFIX)
+    look = Look(tuple(loaded.encoder.image(i.bytes) for i in scenes[0].images), b"")
+    conversations = [
+        verdict_messages(request, request.candidates[a], request.candidates[b])
+        for a, b in request.pairs
+    ]
+    expected = [loaded.encoder.prompt_ids(c, look.images) for c in conversations]
+    assert judging._prompts(loaded.encoder, conversations, look) == expected
+    monkeypatch.setattr(judging, "_PLACE", "red")  # stands in the question too
+    assert judging._prompts(loaded.encoder, conversations, look) == expected
 
 
 @pytest.mark.parametrize("kind", ["verdict", "likelihood"])
@@ -228,7 +336,7 @@ async def test_a_failed_pass_reaches_its_caller_and_the_judge_goes_on(
         raise torch.OutOfMemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(judge._runtime, "score", failing)
+        patch.setattr(judge._engine._runtime, "hidden_at", failing)
         with pytest.raises(torch.OutOfMemoryError):
             await judge.compare(asked(scenes[0], (0, 1)))
     assert (await judge.compare(asked(scenes[0], (0, 1)))).verdicts
@@ -251,45 +359,11 @@ def some_of_each(scenes: list[Example]) -> list[Example]:
     return [seeing[0], seeing[1], blind[0], seeing[2], blind[1]]
 
 
+def margins(judgement: Judgement) -> list[float]:
+    return [order for v in judgement.verdicts for order in (v.forward, v.backward)]
+
+
 def same(some: list[Judgement], others: list[Judgement]) -> None:
-    """Equal up to the rounding that padding brings, and cost the same."""
+    """Equal up to rounding."""
     for one, other in zip(some, others, strict=True):
-        assert one.usage == other.usage
-        for a, b in zip(one.verdicts, other.verdicts, strict=True):
-            assert (a.forward, a.backward) == pytest.approx((b.forward, b.backward), abs=CLOSE)
-
-
-def rows_of_each_pass(judge: TransformersJudge, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by the rows of every pass as it begins."""
-    seen: list[int] = []
-    score = judge._runtime.score
-
-    def spy(rows: list[list[int]], *rest: object) -> torch.Tensor:
-        seen.append(len(rows))
-        return score(rows, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(judge._runtime, "score", spy)
-    return seen
-
-
-async def together(
-    judge: TransformersJudge, requests: list[JudgeRequest], monkeypatch: pytest.MonkeyPatch
-) -> list[Judgement]:
-    """All answers; the first call's pass ends when all the others have come and wait."""
-    reached, others_wait = threading.Event(), threading.Event()
-    score = judge._runtime.score
-
-    def held(*call: object) -> torch.Tensor:
-        reached.set()
-        assert others_wait.wait(PATIENCE)
-        return score(*call)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(judge._runtime, "score", held)
-    async with asyncio.timeout(PATIENCE):
-        first = asyncio.ensure_future(judge.compare(requests[0]))
-        await asyncio.to_thread(reached.wait)
-        rest = [asyncio.ensure_future(judge.compare(request)) for request in requests[1:]]
-        while judge._waiting.qsize() < len(rest):
-            await asyncio.sleep(0.005)
-        others_wait.set()
-        return await asyncio.gather(first, *rest)
+        assert margins(one) == pytest.approx(margins(other), abs=CLOSE)

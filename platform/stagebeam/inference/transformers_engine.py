@@ -1,9 +1,9 @@
-"""The default generator: any number of questions decoded as one batch of rows in one process.
+"""The default engine: any number of questions decoded as one batch of rows in one process.
 
-A thread runs the model. Between steps it admits waiting calls: a call's prompt is prefilled once
-(or found among the kept rows), forked into one row for each seed, and joins the rows that are
+A thread runs the model. Between steps it admits waiting calls: a call's prompt is read once (or
+found among what was read before), forked into one row for each seed, and joins the rows that are
 already decoding. Finished rows leave at once and are kept, so that the winner of a stage is
-extended without a second prefill. Rows have lengths of their own, padded on the left.
+extended without a second prefill. The same thread weighs rows for judges (`weigh`).
 """
 
 from __future__ import annotations
@@ -11,87 +11,73 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 
-from stagebeam.inference.kv import (
-    KeptRow,
-    LayerKV,
-    LruBytes,
-    as_cache,
-    images_digest,
-    layers_of,
-    pad_left,
-    row_key,
-    trim_left,
-)
-from stagebeam.inference.sampling import draw_tokens
-from stagebeam.inference.types import Candidate, FinishReason, GenerateRequest, Usage
-from stagebeam.models.encoder import Arrays
-from stagebeam.models.families.mllama_runtime import MllamaRuntime
+from stagebeam.inference.decoding import Batch, Call, Row
+from stagebeam.inference.reading import Look, Reader, Span, Weights
+from stagebeam.inference.stopping import Pieces
+from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Usage
+from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.load import Loaded
+from stagebeam.models.runtimes import runtime_of
 
-_VISION_BYTES = 64 << 20
+Item = Candidate | Usage | Exception
 
 
-@dataclass(slots=True)
-class _Job:
-    """One call, while it is answered."""
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A call to `propose`, and where its answers go."""
 
-    request: GenerateRequest
-    prompt_ids: list[int]
-    ids: list[int]  # prompt and prefix
-    images: list[Arrays]
-    digest: bytes
+    call: Call
     loop: asyncio.AbstractEventLoop
-    out: asyncio.Queue[Candidate | Usage | Exception]
-    cancelled: bool = False
-    live: int = 0  # rows still decoding
-    usage: Usage = field(default_factory=Usage)
+    out: asyncio.Queue[Item]
 
-    def emit(self, item: Candidate | Usage | Exception) -> None:
+    def emit(self, item: Item) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.out.put_nowait, item)
 
 
-@dataclass(slots=True)
-class _Row:
-    """One candidate, while it is decoded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weighing:
+    """A call to `weigh`."""
 
-    job: _Job
-    index: int
-    cross: torch.Tensor  # [1, 1, I, K]
-    generator: torch.Generator
-    sampled: list[int] = field(default_factory=list)
-    logprob: float = 0.0
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache: all but the last one sampled."""
-        return len(self.job.ids) + len(self.sampled) - 1
+    work: Callable[[], Weights]
+    answer: Future[Weights]
 
 
 class TransformersEngine:
     """Implements the Generator protocol over a loaded model."""
 
-    def __init__(self, loaded: Loaded, *, max_rows: int, kv_bytes: int) -> None:
-        """`max_rows` rows decode together; `kv_bytes` bounds the memory of kept rows."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        max_rows: int,
+        kv_bytes: int,
+        value_head: torch.nn.Linear | None = None,
+    ) -> None:
+        """`max_rows` rows decode together; `kv_bytes` bounds the memory of kept rows. A reward
+        model has a value head."""
         self.fingerprint = loaded.fingerprint
-        self._runtime = MllamaRuntime(loaded)
-        self._encoder = loaded.encoder
+        self.encoder: RowEncoder = loaded.encoder
+        self._runtime = runtime_of(loaded)
+        self._reader = Reader(self._runtime, kv_bytes, value_head)
         ends = loaded.model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        pieces = Pieces(loaded.encoder.tokenizer)
+        self._batch = Batch(
+            self._runtime, pieces, frozenset(ends if isinstance(ends, list) else [ends])
+        )
         self._max_rows = max_rows
-        self._kept: LruBytes[KeptRow] = LruBytes(kv_bytes, lambda row: row.nbytes)
-        self._vision: LruBytes[torch.Tensor] = LruBytes(_VISION_BYTES, lambda t: t.nbytes)
-        self._waiting: queue.Queue[_Job | None] = queue.Queue()
-        self._rows: list[_Row] = []
-        self._layers: tuple[LayerKV, ...] = ()
-        self._width = 0  # columns of the growing layers
-        self._next: _Job | None = None
-        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._calls: dict[int, _Asked] = {}  # by their Call, while rows of it decode
+        self._inbox: queue.Queue[_Asked | _Weighing | None] = queue.Queue()
+        self._waiting: deque[_Asked] = deque()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
@@ -99,236 +85,121 @@ class TransformersEngine:
 
         Raises ValueError for a prompt that cannot be encoded (chat markers, a broken image).
         """
-        job = await asyncio.to_thread(self._prepare, request, asyncio.get_running_loop())
-        self._waiting.put(job)
+        until = time.monotonic() + (float("inf") if request.seconds is None else request.seconds)
+        look, ids = await asyncio.to_thread(self.encode, request.prompt, request.prefix)
+        call = Call(request, look, ids, until=until)
+        asked = _Asked(call, asyncio.get_running_loop(), asyncio.Queue())
+        self._inbox.put(asked)
         try:
             while True:
-                item = await job.out.get()
+                item = await asked.out.get()
                 if isinstance(item, Exception):
                     raise item
                 yield item
                 if isinstance(item, Usage):
                     return
         finally:
-            job.cancelled = True
+            call.cancelled = True
+
+    async def weigh(self, look: Look, rows: Sequence[Span], options: Sequence[int] = ()) -> Weights:
+        """Read whole rows that look at the same images, in one pass."""
+        answer: Future[Weights] = Future()
+        work = lambda: self._reader.weigh(look, rows, options)  # noqa: E731
+        self._inbox.put(_Weighing(work, answer))
+        return await asyncio.wrap_future(answer)
+
+    def encode(self, prompt: Prompt, prefix: str) -> tuple[Look, list[int]]:
+        """A prompt's images and the ids of prompt and prefix; from any thread.
+
+        Raises ValueError for a prompt that cannot be encoded.
+        """
+        look = self._reader.look(prompt)
+        ids = self.encoder.prompt_ids(prompt.messages, look.images)
+        return look, ids + self.encoder.ids(prefix)
+
+    def look(self, prompt: Prompt) -> Look:
+        """A prompt's images. Raises ValueError where one cannot be decoded."""
+        return self._reader.look(prompt)
 
     def close(self) -> None:
-        """Stop the decoding thread."""
-        self._waiting.put(None)
+        """Stop the engine's thread."""
+        self._inbox.put(None)
         self._thread.join()
 
-    def _prepare(self, request: GenerateRequest, loop: asyncio.AbstractEventLoop) -> _Job:
-        prompt = request.prompt
-        images = [self._encoder.image(image) for image in prompt.images]
-        prompt_ids = self._encoder.prompt_ids(prompt.messages, images)
-        return _Job(
-            request=request,
-            prompt_ids=prompt_ids,
-            ids=prompt_ids + self._encoder.ids(request.prefix),
-            images=images,
-            digest=images_digest(prompt.images),
-            loop=loop,
-            out=asyncio.Queue(),
-        )
+    # --- the engine's thread ---
 
-    # --- the decoding thread ---
-
+    @torch.inference_mode()
     def _run(self) -> None:
+        while self._receive():
+            try:
+                self._admit()
+                if self._batch.rows:
+                    self._batch.step()
+                self._retire()
+            except Exception as error:  # reaches every caller that it concerns
+                for call in self._batch.drop():
+                    self._calls.pop(id(call)).emit(error)
+
+    def _receive(self) -> bool:
+        """Take in what has come, weigh what is to be weighed; False when the engine is closed."""
+        idle = not self._batch.rows and not self._waiting
         while True:
             try:
-                if not self._admit():
-                    return
-                self._drop_cancelled()
-                if self._rows:
-                    self._step()
-            except Exception as error:  # reaches every caller that it concerns
-                for job in {id(row.job): row.job for row in self._rows}.values():
-                    job.emit(error)
-                self._rows, self._layers, self._width = [], (), 0
-
-    def _admit(self) -> bool:
-        """Let waiting calls in, oldest first, while they fit; False when the engine is closed."""
-        while True:
-            if self._next is None:
-                try:
-                    job = self._waiting.get(block=not self._rows)
-                except queue.Empty:
-                    return True
-                if job is None:
-                    return False
-                self._next = job
-            job = self._next
-            if self._rows and len(self._rows) + len(job.request.seeds) > self._max_rows:
+                came = self._inbox.get(block=idle)
+            except queue.Empty:
                 return True
-            if self._rows and max(1, len(job.images)) != self._rows[0].cross.shape[2]:
-                return True  # rows of one batch hold equally many images
-            self._next = None
-            if not job.cancelled:
-                self._start(job)
+            if came is None:
+                return False
+            if isinstance(came, _Asked):
+                self._waiting.append(came)
+                idle = False
+            elif came.answer.set_running_or_notify_cancel():
+                try:
+                    came.answer.set_result(came.work())
+                except Exception as error:
+                    came.answer.set_exception(error)
 
-    def _start(self, job: _Job) -> None:
-        count = len(job.request.seeds)
+    def _admit(self) -> None:
+        """Let waiting calls in, oldest first, while they fit."""
+        while self._waiting:
+            asked = self._waiting[0]
+            rows = len(self._batch.rows)
+            if asked.call.cancelled:
+                self._waiting.popleft()
+            elif rows and rows + len(asked.call.request.seeds) > self._max_rows:
+                return
+            else:
+                self._waiting.popleft()
+                self._start(asked)
+                self._retire()
+
+    def _start(self, asked: _Asked) -> None:
+        call = asked.call
         try:
-            kept, job.usage = self._prefill(job)
-            cross = self._runtime.cross_rows(job.ids, job.images)[:, -1:]
-            rows = [
-                _Row(job, index, cross, torch.Generator().manual_seed(seed))
-                for index, seed in enumerate(job.request.seeds)
-            ]
-            forked = tuple(
-                (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in kept.layers
-            )
-            self._join(rows, forked, kept.length)
+            begun = self._reader.begin(call.look, call.ids)
+            sight, encoded = self._reader.shown(call.look)
+            call.usage = begun.usage + Usage(image_encodes=encoded)
+            self._calls[id(call)] = asked
+            self._batch.join(call, begun, sight)
         except Exception as error:  # the rows that decode already are untouched
-            job.emit(error)
-            return
-        job.live = count
-        assert kept.logits is not None
-        self._sample(rows, kept.logits.expand(count, -1))
-        self._retire()
-
-    def _prefill(self, job: _Job) -> tuple[KeptRow, Usage]:
-        """The row of prompt and prefix, from kept rows where there are any, and what it cost."""
-        key = row_key(job.digest, job.ids)
-        found, start = self._longest_kept(job)
-        if found is not None and start == len(job.ids):
-            return found, Usage(cache_hits=1)
-        states, encodes = (None, 0) if found is not None else self._states(job)
-        cache = as_cache(found.layers if found is not None else ())
-        logits = self._runtime.prefill(job.ids, job.images, start, cache, states)
-        row = KeptRow(layers_of(cache), len(job.ids), logits)
-        self._kept.put(key, row)
-        return row, Usage(
-            image_encodes=encodes,
-            prefill_tokens=len(job.ids) - start,
-            sequential_passes=1,
-            cache_hits=int(found is not None),
-        )
-
-    def _longest_kept(self, job: _Job) -> tuple[KeptRow | None, int]:
-        """A kept row that `job.ids` begins with: all of it, all but one token, or the prompt."""
-        for end in (len(job.ids), len(job.ids) - 1, len(job.prompt_ids)):
-            row = self._kept.get(row_key(job.digest, job.ids[:end]))
-            if row is not None and (row.logits is not None or end < len(job.ids)):
-                return row, end
-        return None, 0
-
-    def _states(self, job: _Job) -> tuple[torch.Tensor, int]:
-        """Vision states [1, S, D] and how many images were encoded for them."""
-        states = self._vision.get(job.digest)
-        if states is not None:
-            return states, 0
-        states = self._runtime.vision([job.images])
-        self._vision.put(job.digest, states)
-        return states, len(job.images)
-
-    def _join(self, rows: list[_Row], layers: Sequence[LayerKV], length: int) -> None:
-        grows = self._runtime.grows
-        width = max(self._width, length)
-        new = pad_left(layers, grows, width - length)
-        if self._rows:
-            old = pad_left(self._layers, grows, width - self._width)
-            new = tuple(
-                (torch.cat((a, c)), torch.cat((b, d)))
-                for (a, b), (c, d) in zip(old, new, strict=True)
-            )
-        self._layers, self._width = new, width
-        self._rows = self._rows + rows
-
-    def _step(self) -> None:
-        """One forward pass for every live row, one token for each."""
-        rows = self._rows
-        device = self._runtime.device
-        cache = as_cache(self._layers)
-        logits = self._runtime.decode(
-            torch.tensor([row.sampled[-1] for row in rows], device=device),
-            torch.tensor([row.length for row in rows], device=device),
-            torch.cat([row.cross for row in rows]),
-            cache,
-        )
-        self._layers, self._width = layers_of(cache), self._width + 1
-        for job in {id(row.job): row.job for row in rows}.values():
-            job.usage += Usage(sequential_passes=1)
-        self._sample(rows, logits)
-        self._retire()
-
-    def _sample(self, rows: list[_Row], logits: torch.Tensor) -> None:
-        sampling = [row.job.request.sampling for row in rows]
-        tokens, logprobs = draw_tokens(
-            logits,
-            torch.tensor([s.temperature for s in sampling]),
-            torch.tensor([s.top_p for s in sampling]),
-            [row.generator for row in rows],
-        )
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.sampled.append(token)
-            row.logprob += logprob
+            call.cancelled = True  # and those that did join leave
+            self._calls.pop(id(call), None)
+            asked.emit(error)
 
     def _retire(self) -> None:
-        """Hand over the rows that are finished, keep their keys and values, drop them."""
-        staying = []
-        for place, row in enumerate(self._rows):
-            finish = self._finish(row)
-            if finish is None:
-                staying.append(place)
-            else:
-                self._hand_over(place, row, *finish)
-        self._keep(staying)
+        for row in self._batch.retire(self._reader.store.put):
+            self._hand_over(row)
+        gone = [key for key, asked in self._calls.items() if asked.call.cancelled]
+        for key in gone:
+            del self._calls[key]
 
-    def _finish(self, row: _Row) -> tuple[FinishReason, str] | None:
-        """How the row ended and its text, or None while it goes on."""
-        request = row.job.request
-        if row.sampled[-1] in self._ends:
-            return "end", self._text(row.sampled[:-1])
-        longest = max(map(len, request.stops))
-        tail = self._text(row.sampled[-longest:])  # a token has at least one character
-        if any(stop in tail for stop in request.stops):
-            text = self._text(row.sampled)
-            ends = [text.index(stop) + len(stop) for stop in request.stops if stop in text]
-            return "stop", text[: min(ends)]
-        if len(row.sampled) >= request.sampling.max_new_tokens:
-            return "length", self._text(row.sampled)
-        return None
-
-    def _text(self, ids: Sequence[int]) -> str:
-        """Plain text: a chat marker that the model may have sampled is no part of an answer."""
-        return str(
-            self._encoder.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-
-    def _hand_over(self, place: int, row: _Row, finish: FinishReason, text: str) -> None:
-        job = row.job
-        if finish == "stop":
-            grows, offset = self._runtime.grows, self._width - row.length
-            single = [(k[place : place + 1], v[place : place + 1]) for k, v in self._layers]
-            layers = tuple((k.clone(), v.clone()) for k, v in trim_left(single, grows, offset))
-            ids = job.ids + row.sampled[:-1]
-            self._kept.put(row_key(job.digest, ids), KeptRow(layers, row.length, None))
+    def _hand_over(self, row: Row) -> None:
+        call, asked = row.call, self._calls[id(row.call)]
         count = len(row.sampled)
-        job.usage += Usage(decode_tokens=count)
-        job.emit(Candidate(row.index, text, count, row.logprob, finish))
-        job.live -= 1
-        if not job.live:
-            job.emit(job.usage)
-
-    def _drop_cancelled(self) -> None:
-        if any(row.job.cancelled for row in self._rows):
-            self._keep([i for i, row in enumerate(self._rows) if not row.job.cancelled])
-
-    def _keep(self, places: list[int]) -> None:
-        """Only these rows go on; columns that are padding for all of them go too."""
-        if len(places) == len(self._rows):
-            return
-        self._rows = [self._rows[i] for i in places]
-        if not places:
-            self._layers, self._width = (), 0
-            return
-        index = torch.tensor(places, device=self._runtime.device)
-        layers = tuple(
-            (k.index_select(0, index), v.index_select(0, index)) for k, v in self._layers
-        )
-        width = max(row.length for row in self._rows)
-        self._layers = trim_left(layers, self._runtime.grows, self._width - width)
-        self._width = width
+        call.usage += Usage(decode_tokens=count)
+        assert row.finish is not None
+        asked.emit(Candidate(row.index, row.text, count, row.logprob, row.finish))
+        call.live -= 1
+        if not call.live:
+            asked.emit(call.usage)
+            del self._calls[id(call)]

@@ -1,37 +1,36 @@
-"""The default judges: one prefill of a model, no decoding, nothing to parse.
+"""The default judges: one reading of a model, no decoding, nothing to parse.
 
 `verdict` shows two candidates and reads the logits of the two option tokens, in both orders, so
-that a constant preference for a position cancels. `likelihood` scores each candidate by its
-summed log-probability under the judge's model; a pair's margin is the difference, in nats.
+that a constant preference for a position cancels. `likelihood` scores each candidate by its summed
+log-probability under the judge's model, `mean_likelihood` by that of a token, `reward` by a reward
+model's number for the whole answer so far; a pair's margin is the difference.
 
-Calls that wait at the same time share a batch. The judge keeps vision states by image content.
+All pairs of a round are read in one pass in which the question, the image, the agreed prefix and
+each candidate behind it stand once. A judge may use the generator's own engine, where prompt and
+prefix have been read already.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
-
-from stagebeam.inference.kv import LruBytes, images_digest
+from stagebeam.inference.reading import Look, Span
+from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt, Usage, Verdict
-from stagebeam.models.encoder import Arrays, RowEncoder
-from stagebeam.models.families.mllama_runtime import MllamaRuntime
+from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.load import Loaded
+from stagebeam.models.value_head import load_value_head
 from stagebeam.records import Message
 from stagebeam.stages import Stage
 
-JudgeKind = Literal["verdict", "likelihood"]
-JUDGE_KINDS: tuple[JudgeKind, ...] = get_args(JudgeKind)
+JudgeKind = Literal["verdict", "likelihood", "mean_likelihood", "reward"]
+# what any model can be asked as
+PLAIN_KINDS: tuple[JudgeKind, ...] = ("verdict", "likelihood")
 OPTIONS = ("1", "2")
-_VISION_BYTES = 64 << 20
+_KEPT_BYTES = 256 << 20
+_PLACE = "\ue000"  # where a question stands in the template; nobody writes it
 
 # What each stage is judged on (arXiv 2411.10440, section 3.3).
 _CRITERIA = {
@@ -62,158 +61,91 @@ def wording() -> tuple[str, ...]:
     return tuple(verdict_messages(sample, "", "")[-1].text for sample in samples) + OPTIONS
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One sequence to score: the log-probability of `ids[start:]` given what is before."""
+class EngineJudge:
+    """Implements the Judge protocol over an engine."""
 
-    ids: list[int]
-    start: int
+    def __init__(self, engine: TransformersEngine, kind: JudgeKind, max_rows: int) -> None:
+        """`max_rows` sequences are read in one pass.
 
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One call: its rows in a fixed order, and where the answer goes."""
-
-    request: JudgeRequest
-    rows: list[_Row]
-    images: list[Arrays]
-    digest: bytes
-    answer: Future[Judgement]
-
-
-def _image_slots(job: _Job) -> int:
-    return max(1, len(job.images))
-
-
-class TransformersJudge:
-    """Implements the Judge protocol over a loaded model."""
-
-    def __init__(self, loaded: Loaded, *, kind: JudgeKind, max_rows: int) -> None:
-        """`max_rows` sequences are scored in one forward pass."""
+        Raises ValueError where the tokenizer cannot answer a verdict with one token.
+        """
         self.kind = kind
-        self.fingerprint = f"{kind}-{loaded.fingerprint}"
-        self._runtime, self._encoder = MllamaRuntime(loaded), loaded.encoder
-        self._options = option_ids(loaded.encoder)
-        self._max_rows = max_rows
-        self._vision: LruBytes[torch.Tensor] = LruBytes(_VISION_BYTES, lambda t: t.nbytes)
-        self._waiting: queue.Queue[_Job | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
-        self._thread.start()
+        self.fingerprint = f"{kind}-{engine.fingerprint}"
+        self._engine, self._max_rows = engine, max_rows
+        self._options = option_ids(engine.encoder) if kind == "verdict" else ()
 
     async def compare(self, request: JudgeRequest) -> Judgement:
         """A verdict for each pair. Raises ValueError for a prompt that cannot be encoded."""
-        job = await asyncio.to_thread(self._prepare, request)
-        self._waiting.put(job)
-        return await asyncio.wrap_future(job.answer)
+        spans_of = self._pairs if self.kind == "verdict" else self._texts
+        look, spans = await asyncio.to_thread(spans_of, request)
+        numbers: list[float] = []
+        usage = Usage(judge_calls=1)
+        for at in range(0, len(spans), self._max_rows):
+            read = await self._engine.weigh(look, spans[at : at + self._max_rows], self._options)
+            usage += read.usage
+            if self.kind == "verdict":
+                numbers += [first - second for first, second in read.options]
+            else:
+                numbers += read.values if self.kind == "reward" else read.logprobs
+        if self.kind == "verdict":  # the second order was asked with the pair swapped
+            orders = zip(numbers[::2], numbers[1::2], strict=True)
+            return Judgement(tuple(Verdict(first, -second) for first, second in orders), usage)
+        if self.kind == "mean_likelihood":
+            lengths = [max(1, len(span.ids) - span.start) for span in spans]
+            numbers = [number / length for number, length in zip(numbers, lengths, strict=True)]
+        margins = [numbers[a] - numbers[b] for a, b in request.pairs]
+        verdicts = tuple(Verdict(margin, margin) for margin in margins)
+        return Judgement(verdicts, usage, scores=tuple(numbers))
+
+    def _pairs(self, request: JudgeRequest) -> tuple[Look, list[Span]]:
+        """Two rows for each pair, (a, b) then (b, a), each one token short of its answer."""
+        look = self._engine.look(request.prompt)
+        shown = [request.candidates[i] for pair in request.pairs for i in (*pair, *pair[::-1])]
+        questions = [
+            verdict_messages(request, first, second)
+            for first, second in zip(shown[::2], shown[1::2], strict=True)
+        ]
+        rows = _prompts(self._engine.encoder, questions, look)
+        return look, [Span(ids, len(ids)) for ids in rows]
+
+    def _texts(self, request: JudgeRequest) -> tuple[Look, list[Span]]:
+        """One row for each candidate, as the generator writes it."""
+        look, known = self._engine.encode(request.prompt, request.prefix)
+        encoder = self._engine.encoder
+        return look, [Span(known + encoder.ids(text), len(known)) for text in request.candidates]
+
+
+class TransformersJudge(EngineJudge):
+    """A judge with an engine of its own."""
+
+    def __init__(self, loaded: Loaded, *, kind: JudgeKind, max_rows: int) -> None:
+        """Raises ValueError as `EngineJudge` does, and where a reward model has no value head."""
+        head = None
+        if kind == "reward":
+            head = load_value_head(loaded.encoder.path, loaded.model.config.text_config.hidden_size)
+        engine = TransformersEngine(
+            loaded, max_rows=max_rows, kv_bytes=_KEPT_BYTES, value_head=head
+        )
+        super().__init__(engine, kind, max_rows)
 
     def close(self) -> None:
-        """Stop the scoring thread."""
-        self._waiting.put(None)
-        self._thread.join()
+        """Stop the engine's thread."""
+        self._engine.close()
 
-    def _prepare(self, request: JudgeRequest) -> _Job:
-        images = [self._encoder.image(image) for image in request.prompt.images]
-        rows_of = self._pair_rows if self.kind == "verdict" else self._text_rows
-        rows = rows_of(request, images)
-        return _Job(request, rows, images, images_digest(request.prompt.images), Future())
 
-    def _pair_rows(self, request: JudgeRequest, images: Sequence[Arrays]) -> list[_Row]:
-        """Two rows for each pair, (a, b) then (b, a), each one token short of its answer."""
-        rows = []
-        for a, b in request.pairs:
-            for first, second in ((a, b), (b, a)):
-                messages = verdict_messages(
-                    request, request.candidates[first], request.candidates[second]
-                )
-                ids = self._encoder.prompt_ids(messages, images)
-                rows.append(_Row(ids, len(ids)))
-        return rows
-
-    def _text_rows(self, request: JudgeRequest, images: Sequence[Arrays]) -> list[_Row]:
-        """One row for each candidate."""
-        prompt = self._encoder.prompt_ids(request.prompt.messages, images)
-        known = prompt + self._encoder.ids(request.prefix)
-        return [_Row(known + self._encoder.ids(text), len(known)) for text in request.candidates]
-
-    # --- the scoring thread ---
-
-    def _run(self) -> None:
-        while jobs := self._take():
-            # rows of one batch hold equally many images
-            for _, alike in groupby(sorted(jobs, key=_image_slots), key=_image_slots):
-                self._answer(list(alike))
-
-    def _answer(self, jobs: Sequence[_Job]) -> None:
-        try:
-            scores = self._score(jobs)
-            for job, values in zip(jobs, scores, strict=True):
-                tokens = sum(len(row.ids) for row in job.rows)
-                usage = Usage(judge_tokens=tokens, judge_calls=1)
-                job.answer.set_result(Judgement(self._verdicts(job, values), usage))
-        except Exception as error:  # reaches every caller of the batch
-            for job in jobs:
-                if not job.answer.done():
-                    job.answer.set_exception(error)
-
-    def _take(self) -> list[_Job]:
-        """All calls that wait, as many as fit in one batch (at least one); [] when closed."""
-        jobs: list[_Job] = []
-        while True:
-            try:
-                job = self._waiting.get(block=not jobs)
-            except queue.Empty:
-                return jobs
-            if job is None:
-                self._waiting.put(None)  # also ends the next round
-                return jobs
-            if job.answer.set_running_or_notify_cancel():
-                jobs.append(job)
-            if sum(len(j.rows) for j in jobs) >= self._max_rows:
-                return jobs
-
-    def _score(self, jobs: Sequence[_Job]) -> list[list[float]]:
-        """One number a row: log-odds of option 1 over 2, or the text's log-probability."""
-        rows = [row for job in jobs for row in job.rows]
-        images = [job.images for job in jobs for _ in job.rows]
-        states = torch.cat([self._states(job).expand(len(job.rows), -1, -1) for job in jobs])
-        numbers: list[float] = []
-        for at in range(0, len(rows), self._max_rows):
-            part = slice(at, at + self._max_rows)
-            numbers += self._score_rows(rows[part], images[part], states[part])
-        split = iter(numbers)
-        return [[next(split) for _ in job.rows] for job in jobs]
-
-    def _score_rows(
-        self, rows: Sequence[_Row], images: Sequence[list[Arrays]], states: torch.Tensor
-    ) -> list[float]:
-        logits = self._runtime.score([row.ids for row in rows], images, states).float()
-        if self.kind == "verdict":
-            first, second = self._options
-            ends = [logits[i, len(row.ids) - 1] for i, row in enumerate(rows)]  # [V] each
-            return [float(end[first] - end[second]) for end in ends]
-        logprobs = logits.log_softmax(-1)  # [R, T, V]
-        return [
-            float(
-                logprobs[i, row.start - 1 : len(row.ids) - 1]
-                .gather(-1, torch.tensor(row.ids[row.start :], device=logprobs.device)[:, None])
-                .sum()
-            )
-            for i, row in enumerate(rows)
-        ]
-
-    def _states(self, job: _Job) -> torch.Tensor:
-        states = self._vision.get(job.digest)
-        if states is None:
-            states = self._runtime.vision([job.images])
-            self._vision.put(job.digest, states)
-        return states
-
-    def _verdicts(self, job: _Job, scores: Sequence[float]) -> tuple[Verdict, ...]:
-        if self.kind == "verdict":  # the second order was asked with the pair swapped
-            orders = zip(scores[::2], scores[1::2], strict=True)
-            return tuple(Verdict(forward, -backward) for forward, backward in orders)
-        margins = [scores[a] - scores[b] for a, b in job.request.pairs]
-        return tuple(Verdict(margin, margin) for margin in margins)
+def _prompts(
+    encoder: RowEncoder, conversations: Sequence[tuple[Message, ...]], look: Look
+) -> list[list[int]]:
+    """Prompt ids of conversations that differ in their last message alone. The chat template is
+    run for the first one only, where it leaves the message as it is."""
+    first = encoder.prompt_ids(conversations[0], look.images)
+    *earlier, last = conversations[0]
+    frame = encoder.prompt_text((*earlier, Message(last.role, _PLACE)), look.images).split(_PLACE)
+    texts = [conversation[-1].text for conversation in conversations]
+    if len(frame) != 2 or encoder.ids(frame[0] + texts[0] + frame[1]) != first:
+        return [encoder.prompt_ids(conversation, look.images) for conversation in conversations]
+    encoder.check(texts)
+    return [first, *(encoder.ids(frame[0] + text + frame[1]) for text in texts[1:])]
 
 
 def option_ids(encoder: RowEncoder) -> tuple[int, int]:

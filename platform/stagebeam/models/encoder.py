@@ -95,10 +95,8 @@ class RowEncoder(ABC):
         Raises ValueError where a message carries one of the template's own markers.
         """
         chat = []
+        self.check([message.text for message in messages])
         for message in messages:
-            for marker in self._markers:
-                if marker in message.text:
-                    raise ValueError(f"A message contains {marker}, a marker of the chat template.")
             parts: list[dict[str, str]] = [{"type": "text", "text": message.text}]
             if message.role == "user":
                 parts = [{"type": "image"}] * images + parts
@@ -117,8 +115,18 @@ class RowEncoder(ABC):
 
     def prompt_ids(self, messages: Sequence[Message], images: Sequence[Arrays]) -> list[int]:
         """Ids up to where the assistant's answer begins; `images` as `image` makes them."""
-        rendered = self.render(messages, len(images), answer_next=True)
-        return self.ids(self.expand(rendered, iter(images)))
+        return self.ids(self.prompt_text(messages, images))
+
+    def prompt_text(self, messages: Sequence[Message], images: Sequence[Arrays]) -> str:
+        """What `prompt_ids` are the ids of."""
+        return self.expand(self.render(messages, len(images), answer_next=True), iter(images))
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raises ValueError where a text carries one of the chat template's own markers."""
+        for text in texts:
+            for marker in self._markers:
+                if marker in text:
+                    raise ValueError(f"A message contains {marker}, a marker of the chat template.")
 
     def encode(self, example: Example) -> EncodedRow:
         """A training row: loss on every assistant turn, its end token included, nowhere else.

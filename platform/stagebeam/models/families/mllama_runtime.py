@@ -1,6 +1,11 @@
-"""Mllama step by step, as an engine needs it: encode an image, prefill a row, decode a batch.
+"""Mllama as an engine runs it: images are keys and values of the cross-attention layers.
 
-Shapes: R rows, T tokens, I images a row, K tiles, S vision tokens, D width, V vocabulary.
+They are made once for a set of images and shared by every row that looks at it. A question without
+images passes those layers as training has it (families/mllama.py); where no row of a pass has an
+image, transformers skips them.
+
+Shapes: T tokens, S vision tokens of a question, L cross-attention layers, N key heads, D width of a
+head; I images, K tiles.
 """
 
 from __future__ import annotations
@@ -9,119 +14,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
 from stagebeam.models.encoder import Arrays
-from stagebeam.models.families.mllama import MllamaEncoder, encode_images
-from stagebeam.models.load import Loaded
+from stagebeam.models.families.mllama import encode_images
+from stagebeam.models.family import on_device
+from stagebeam.models.runtime import Pass, Runtime, Sight
 
 
-class MllamaRuntime:
-    """Forward passes over rows of different lengths, padded on the left."""
+class MllamaRuntime(Runtime):
+    """Rows of Mllama."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        if not isinstance(loaded.encoder, MllamaEncoder):
-            raise ValueError(
-                f"The engine `transformers` runs mllama models, not {loaded.family.name}."
-            )
-        self.model, self.encoder = loaded.model, loaded.encoder
-        self._config: Any = loaded.model.config
-        text: Any = self._config.text_config
-        # Cross-attention layers hold the image and never grow with the text.
-        self.grows = tuple(
-            layer not in text.cross_attention_layers for layer in range(text.num_hidden_layers)
+    shows_images = True
+
+    def growing(self, text: Any) -> tuple[int, ...]:
+        crossing = text.cross_attention_layers
+        return tuple(layer for layer in range(text.num_hidden_layers) if layer not in crossing)
+
+    @torch.inference_mode()
+    def see(self, images: Sequence[Arrays]) -> Sight:
+        batch = on_device(self.encoder.stack_images([images]), self.device)
+        states = encode_images(self.model, batch, self.encoder.normalisation)  # [1, S, width]
+        layers = self.model.model.language_model.layers
+        crossing = self.model.config.text_config.cross_attention_layers
+        kv = [self._keys_and_values(layers[layer].cross_attn, states) for layer in crossing]
+        return Sight(len(images), kv=torch.stack(kv))
+
+    def _keys_and_values(self, attention: Any, states: torch.Tensor) -> torch.Tensor:
+        """Of one layer, [2, 1, N, S, D]."""
+        heads = (self.kv.heads, self.kv.width)
+        keys, values = (
+            project(states).unflatten(-1, heads).transpose(1, 2)
+            for project in (attention.k_proj, attention.v_proj)
         )
+        return torch.stack((attention.k_norm(keys), values))
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def looks(
+        self, ids: Sequence[int], images: Sequence[Arrays]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        encoder: Any = self.encoder
+        tiles = torch.from_numpy(encoder.cross_mask([ids], [images], len(ids)))[0].flatten(1)
+        touched = tiles.any(-1).bool()  # [T]
+        # a token before its images looks at all of them, and its MLP is passed by
+        tiles = tiles.bool() | ~touched[:, None]
+        patches = self.model.model.vision_model.num_patches
+        return tiles.repeat_interleave(patches, dim=-1), touched
 
-    @torch.inference_mode()
-    def vision(self, images: Sequence[Sequence[Arrays]]) -> torch.Tensor:
-        """Vision states [R, S, D]; zeros for a row without images, which then costs no pass."""
-        arrays = self.encoder.stack_images(images)
-        batch = {key: torch.from_numpy(value).to(self.device) for key, value in arrays.items()}
-        if any(images):
-            return encode_images(self.model, batch, self.encoder.normalisation)
-        vision = self._config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2 + 1
-        width = self._config.text_config.hidden_size
-        shape = (len(images), batch["aspect_ratio_mask"].shape[2] * patches, width)
-        return torch.zeros(shape, dtype=self.model.dtype, device=self.device)
-
-    @torch.inference_mode()
-    def prefill(
-        self,
-        ids: Sequence[int],
-        images: Sequence[Arrays],
-        start: int,
-        cache: DynamicCache,
-        states: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Extend one row's `cache` by ids[start:]; logits [V] after the last.
-
-        `states` [1, S, D] fills the cross-attention layers and is None where the cache has them.
-        """
-        logits: torch.Tensor = self.model(
-            input_ids=torch.tensor([list(ids[start:])], device=self.device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.int64, device=self.device),
-            position_ids=torch.arange(start, len(ids), device=self.device)[None],
-            cross_attention_states=states,
-            cross_attention_mask=self.cross_rows(ids, images)[:, start:],
+    def hidden(self, step: Pass, cache: Cache) -> torch.Tensor:
+        out: torch.Tensor = self.model.model.language_model(
+            input_ids=step.ids,
+            attention_mask=step.mask,
+            position_ids=step.positions,
+            cross_attention_mask=step.looks,
+            full_text_row_masked_out_mask=step.touched,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[0, -1]
-
-    def cross_rows(self, ids: Sequence[int], images: Sequence[Arrays]) -> torch.Tensor:
-        """The row's cross-attention mask, [1, T, I, K]; a new token sees what the last one saw."""
-        mask = self.encoder.cross_mask([ids], [images], len(ids))
-        return torch.from_numpy(mask).to(self.device, torch.int64)
-
-    @torch.inference_mode()
-    def decode(
-        self,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        cross: torch.Tensor,
-        cache: DynamicCache,
-    ) -> torch.Tensor:
-        """One token for each row; logits [R, V].
-
-        `tokens` [R], `lengths` [R] tokens already in the cache without its left padding, `cross`
-        [R, 1, I, K]. The cache is T long in its growing layers and T + 1 afterwards.
-        """
-        total = cache.get_seq_length() + 1
-        columns = torch.arange(total, device=self.device)
-        logits: torch.Tensor = self.model(
-            input_ids=tokens[:, None],
-            attention_mask=(columns >= total - 1 - lengths[:, None]).to(torch.int64),
-            position_ids=lengths[:, None],
-            cross_attention_mask=cross,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        return logits[:, -1]
-
-    @torch.inference_mode()
-    def score(
-        self,
-        rows: Sequence[Sequence[int]],
-        images: Sequence[Sequence[Arrays]],
-        states: torch.Tensor,
-    ) -> torch.Tensor:
-        """Logits [R, T, V] of whole rows, padded on the right; `states` [R, S, D]."""
-        width = max(map(len, rows))
-        pad = self.encoder.tokenizer.pad_token_id
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        cross = torch.from_numpy(self.encoder.cross_mask(rows, images, width))
-        logits: torch.Tensor = self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=(torch.arange(width) < lengths[:, None]).long().to(self.device),
-            cross_attention_states=states,
-            cross_attention_mask=cross.to(self.device, torch.int64),
-            use_cache=False,
-        ).logits
-        return logits
+            shared=step.shared,
+        ).last_hidden_state
+        return out
