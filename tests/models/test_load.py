@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlavaConfig
 
 from stagebeam.models.load import fingerprint, load
 
@@ -77,6 +78,14 @@ def test_another_family_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="holds a qwen2_vl model; known families") as error:
         load(str(folder))
     assert one_sentence(error)
+
+
+def test_a_llava_with_another_vision_tower_is_refused(folder: Path) -> None:
+    """Pixtral's images are of any size, and would be encoded wrongly without a word."""
+    LlavaConfig(vision_config={"model_type": "pixtral"}).save_pretrained(folder)
+    with pytest.raises(ValueError, match="is a llava with a pixtral; only clip_vision_model") as e:
+        load(str(folder))
+    assert one_sentence(e)
 
 
 def test_the_fingerprint_follows_what_decides_an_answer(folder: Path) -> None:
