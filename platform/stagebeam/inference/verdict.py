@@ -43,12 +43,15 @@ _CRITERIA = {
 
 
 def verdict_messages(request: JudgeRequest, first: str, second: str) -> tuple[Message, ...]:
-    """The conversation that ends in the question which of two candidates is better."""
+    """The conversation that ends in the question which of two candidates is better.
+
+    What all pairs of a round have in common stands first: it is read once for all of them.
+    """
     *earlier, question = request.prompt.messages
     agreed = f" Agreed so far: {request.prefix}" if request.prefix else ""
     text = (
-        f"{question.text}{agreed} Candidate 1: {first} Candidate 2: {second} "
-        f"Which candidate {_CRITERIA[request.stage]}, 1 or 2?"
+        f"{question.text}{agreed} Which candidate {_CRITERIA[request.stage]}, 1 or 2? "
+        f"Candidate 1: {first} Candidate 2: {second}"
     )
     return (*earlier, Message("user", text))
 
