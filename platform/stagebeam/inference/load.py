@@ -46,7 +46,7 @@ def load_generator(config: EngineConfig) -> OwnedGenerator:
 
 def load_judge(config: JudgeConfig) -> OwnedJudge:
     """Raises ValueError as `load_generator` does."""
-    if config.kind in ("text", "remote"):
+    if config.kind == "text" or config.kind == "remote":
         from stagebeam.inference.openai_engine import OpenAIEngine
         from stagebeam.inference.remote_judge import RemoteJudge
         from stagebeam.inference.text_judge import TextJudge

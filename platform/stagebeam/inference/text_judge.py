@@ -43,7 +43,7 @@ _CRITERIA = {
     None: "Both are whole answers. Prefer the one whose final answer is more likely to be right.",
 }
 # What each stage is shown of those before it.
-_HINTS = {
+_HINTS: dict[Stage | None, tuple[Stage, ...]] = {
     Stage.REASONING: (Stage.CAPTION,),
     Stage.CONCLUSION: (Stage.CAPTION, Stage.REASONING),
 }

@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+from transformers import AutoConfig
+
 from stagebeam.inference.together import at_once, gathered
 from stagebeam.inference.types import Candidate, FinishReason, GenerateRequest, Usage
 from stagebeam.models.encoder import picture_of
@@ -78,6 +80,7 @@ class VllmEngine:
     def close(self) -> None:
         """Stop vLLM's processes and the thread."""
         self._engine.shutdown()
+        self._engine = None  # it would shut down once more when Python ends, and fail
         self._stop()
 
     def _stop(self) -> None:
@@ -87,6 +90,8 @@ class VllmEngine:
     async def _open(self, config: EngineConfig) -> Any:
         arguments: dict[str, Any] = {
             "model": config.model,
+            # vLLM's own choice would halve the precision of float32 weights
+            "dtype": AutoConfig.from_pretrained(config.model).dtype or "auto",
             "max_num_seqs": config.scaling.max_batch_rows,
             "max_model_len": config.max_length,
             "enable_prefix_caching": True,
@@ -122,6 +127,8 @@ class VllmEngine:
             # candidates find one another's prompt too: a hit of the call is one of all of them
             hits = min(usage.cache_hits for usage in usages)
             emit(replace(at_once(usages), cache_hits=hits))
+        except self._vllm.exceptions.VLLMClientError as error:
+            emit(ValueError(" ".join(str(error).split())))
         except Exception as error:
             emit(error)
 
@@ -169,7 +176,7 @@ class VllmEngine:
 def _finish(piece: Any) -> FinishReason | None:
     """How a candidate ended; None while it goes on."""
     if piece.finish_reason in (None, "length"):
-        return piece.finish_reason  # type: ignore[no-any-return]
+        return piece.finish_reason
     if piece.finish_reason != "stop":
         raise RuntimeError(f"vLLM gave up on a request: {piece.finish_reason}.")
     return "stop" if isinstance(piece.stop_reason, str) else "end"
@@ -178,6 +185,7 @@ def _finish(piece: Any) -> FinishReason | None:
 def _vllm() -> Any:
     try:
         import vllm
+        import vllm.exceptions
         import vllm.platforms
         import vllm.sampling_params
     except ImportError as error:
