@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +41,35 @@ def widen_heads(folder: Path) -> None:
     file.write_text(json.dumps(config))
 
 
-def in_vllm(program: Path, folder: Path, asked: Any, scratch: Path) -> Any:
-    """What `program FOLDER REQUESTS ANSWERS` answers to `asked`. The program is gone with all that
-    it started when this returns."""
-    requests, answered, log = (scratch / name for name in ("asked", "answered", "log"))
-    requests.write_text(json.dumps(asked))
-    command = [str(PYTHON), str(program), str(folder), str(requests), str(answered)]
+@contextmanager
+def running(arguments: Sequence[object], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in vLLM's environment, which is gone with all that it started on exit."""
     variables = {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "platform"),
-        "VLLM_CACHE_ROOT": str(scratch / "cache"),
+        "VLLM_CACHE_ROOT": str(log.parent / "cache"),
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            command,
+            [str(PYTHON), *map(str, arguments)],
             env=os.environ | variables,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            process.wait(SECONDS)
+            yield process
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert process.returncode == 0, log.read_text()[-5000:]
+
+
+def in_vllm(program: Path, folder: Path, asked: Any, scratch: Path) -> Any:
+    """What `program FOLDER REQUESTS ANSWERS` answers to `asked`."""
+    requests, answered, log = (scratch / name for name in ("asked", "answered", "log"))
+    requests.write_text(json.dumps(asked))
+    with running([program, folder, requests, answered], log) as process:
+        process.wait(SECONDS)
+        assert process.returncode == 0, log.read_text()[-5000:]
     return json.loads(answered.read_text())

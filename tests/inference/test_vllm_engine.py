@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from greedy import export, greedy
 from PIL import Image as PilImage
-from vllm_env import MARKS, in_vllm, widen_heads
+from vllm_env import MARKS, in_vllm
 
-from stagebeam.models.encoder import EncodedRow
-from stagebeam.models.folder import write_folder
-from stagebeam.models.load import Loaded, fingerprint, load
-from stagebeam.models.tiny.build import build_tiny
+from stagebeam.models.load import Loaded, fingerprint
 from stagebeam.records import Example, Message
 
 PROGRAM = Path(__file__).with_name("vllm_calls.py")
@@ -24,46 +21,12 @@ BLOCK = 128  # tokens that vLLM keeps together on a CPU
 pytestmark = MARKS
 
 
-def build(folder: Path, family: str, scenes: list[Example]) -> Loaded:
-    """A tiny model as training exports it."""
-    start = folder / "start"
-    build_tiny(start, [m.text for e in scenes for m in e.messages], family=family)
-    widen_heads(start)
-    trained = load(str(start), "cpu")
-    export = folder / "export"
-    write_folder(export, trained.model, trained.encoder.processor, trained.model.state_dict())
-    return load(str(export), "cpu")
-
-
-def greedy(
-    loaded: Loaded, question: str, picture: Path, prefix: str = ""
-) -> tuple[str, int, float]:
-    """Text, tokens and log-probability by transformers' `generate`."""
-    image = loaded.encoder.image(picture.read_bytes())
-    ids = loaded.encoder.prompt_ids([Message("user", question)], [image])
-    ids += loaded.encoder.ids(prefix)
-    arrays = loaded.encoder.collate([EncodedRow(ids, ids, (image,))], left=True)
-    batch = {key: torch.as_tensor(value) for key, value in arrays.items()}
-    inputs = loaded.family.generation(loaded.model, batch, loaded.encoder.normalisation)
-    out = loaded.model.generate(
-        **inputs,
-        max_new_tokens=TOKENS,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    written = out.sequences[0, -len(out.logits) :]
-    logprobs = torch.stack(out.logits)[:, 0].float().log_softmax(-1)
-    text = loaded.encoder.tokenizer.decode(written, skip_special_tokens=True)
-    return text, len(written), float(logprobs.gather(-1, written[:, None]).sum())
-
-
 def telling_question(loaded: Loaded, scenes: list[Example], pictures: list[Path]) -> str:
     """One of more than a block, which the model answers at length and by the picture."""
     texts = " ".join(e.messages[0].text for e in scenes if not e.images).split()
     for start in range(0, 1000, 50):
         question = " ".join(texts[start : start + 2 * BLOCK])
-        first, second = (greedy(loaded, question, picture) for picture in pictures)
+        first, second = (greedy(loaded, question, picture, TOKENS) for picture in pictures)
         if len(first[0].split()) > 8 and first[0] != second[0]:
             return question
     raise AssertionError("no question is answered at length")
@@ -75,7 +38,7 @@ def answered(
 ) -> Iterator[dict[str, Any]]:
     """What vLLM answered, and by transformers what it should have."""
     scratch = tmp_path_factory.mktemp(request.param)
-    loaded = build(scratch, request.param, scenes)
+    loaded = export(scratch / "export", request.param, scenes)
     drawn = [e for e in scenes if e.images][:2]
     pictures = []
     for number, example in enumerate(drawn):
@@ -97,9 +60,9 @@ def answered(
     )
     yield {
         **answers,
-        "expected": greedy(loaded, question, pictures[0]),
-        "expected_next": greedy(loaded, question, pictures[0], answers["prefix"]),
-        "expected_other": greedy(loaded, question, pictures[1]),
+        "expected": greedy(loaded, question, pictures[0], TOKENS),
+        "expected_next": greedy(loaded, question, pictures[0], TOKENS, answers["prefix"]),
+        "expected_other": greedy(loaded, question, pictures[1], TOKENS),
         "prompt_tokens": len(prompt),
         "folder": scratch / "export",
     }

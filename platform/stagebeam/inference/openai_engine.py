@@ -9,7 +9,7 @@ What a server does not tell stays unknown:
 - `logprob` is 0 where it gives no log-probabilities. vLLM gives those at temperature 1.
 - `sequential_passes` is the longest candidate: the server's own passes are not seen.
 - `image_encodes` is 0. `prefill_tokens` leaves out cache hits as far as the server reports them.
-- SGLang keeps to seeds only with `--enable-deterministic-inference`, hosted models as they please.
+- Seeds are kept to as the server likes: vLLM does, SGLang has a flag for it (docs/engines.md).
 """
 
 from __future__ import annotations
