@@ -76,7 +76,7 @@ class ReferenceAnswer:
         return self.candidate_tokens + self.verdict_tokens
 
 
-class _TagWritten(StoppingCriteria):  # type: ignore[misc]
+class _TagWritten(StoppingCriteria):
     """Stops where the whole text holds the tag."""
 
     def __init__(self, tokenizer: Any, tag: str) -> None:
@@ -87,7 +87,7 @@ class _TagWritten(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(found, device=input_ids.device)
 
 
-class _FirstToken(StoppingCriteria):  # type: ignore[misc]
+class _FirstToken(StoppingCriteria):
     """Stops nothing; remembers when the first token was there."""
 
     at: float | None = None

@@ -253,6 +253,7 @@ def main(
     """Measure stage beam beside the reference, and where its time goes."""
     console = Console()
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     settings = ReferenceSettings(verdict_tokens=verdict_tokens)
     plan = Plan(questions, OUR_N, THEIR_N_FULL if full else THEIR_N, settings)
 

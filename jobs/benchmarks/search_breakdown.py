@@ -12,10 +12,9 @@ import inspect
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -62,7 +61,7 @@ class Watch:
     """Seconds by part and the passes, of what runs while it is on."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.passes: list[Pass] = []
         self._lock = threading.Lock()
         self._inside = threading.local()
@@ -74,8 +73,7 @@ class Watch:
 
     def parts_of(self, seconds: float) -> dict[str, float]:
         """The parts, and what is left of `seconds`; that is negative where threads overlapped."""
-        parts = {part: self.seconds[part] for part in PARTS}
-        return {**parts, OTHER: seconds - sum(parts.values())}
+        return {**self.seconds, OTHER: seconds - sum(self.seconds.values())}
 
     def timed(self, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, its time counted as `part` unless it runs inside another counted one."""
@@ -116,17 +114,7 @@ class Watch:
         begun = self._begun.pop(threading.get_ident())
         positions = logits.numel() // logits.shape[-1] // begun.rows
         with self._lock:
-            self.passes.append(
-                LanguagePass(
-                    begun.model,
-                    begun.rows,
-                    begun.tokens,
-                    begun.width,
-                    begun.states,
-                    begun.cached,
-                    positions,
-                )
-            )
+            self.passes.append(replace(begun, logits=positions))
 
     def image(self, model: Any, pixels: torch.Tensor) -> None:
         with self._lock:

@@ -45,8 +45,8 @@ class Lesson:
         return hashlib.sha256(f"{asdict(self)} {versions}".encode()).hexdigest()[:12]
 
 
-TINY = Lesson("tiny", layers=4, steps=240, rows_a_step=32, learning_rate=3e-3)
-MID_SIZE = Lesson("mid-size", layers=8, steps=64, rows_a_step=16, learning_rate=1e-3, width=512)
+TINY = Lesson("tiny", layers=4, steps=160, rows_a_step=32, learning_rate=3e-3)
+MID_SIZE = Lesson("mid-size", layers=8, steps=40, rows_a_step=8, learning_rate=1e-3, width=512)
 
 
 @dataclass(frozen=True, slots=True)
