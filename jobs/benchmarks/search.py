@@ -30,7 +30,7 @@ from rich.table import Table
 
 from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.reference_search import ReferenceSearch, ReferenceSettings
-from jobs.benchmarks.search_breakdown import OTHER, PARTS, counting_images, watching
+from jobs.benchmarks.search_breakdown import OTHER, PARTS, noting_passes, watching
 from jobs.benchmarks.search_figures import (
     OurAnswer,
     SearchBenchmark,
@@ -133,8 +133,8 @@ def their_answer(
     subject: Subject, prompt: Prompt, n: int, settings: ReferenceSettings
 ) -> TheirAnswer:
     """One answer of the reference."""
-    reference = ReferenceSearch(subject.generator, subject.judge, settings)
-    with counting_images(subject.generator, subject.judge) as watch:
+    reference = ReferenceSearch(*subject.stock, settings)
+    with noting_passes(*subject.stock) as watch:
         given = reference.answer(prompt, n)
     return TheirAnswer(
         seconds=given.seconds,

@@ -14,19 +14,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
-
-import torch
 
 from stagebeam.inference import sampling
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.verdict import TransformersJudge
 from stagebeam.models.load import Loaded
 
-Part = Literal["encode", "image", "prefill", "decode", "sampling", "judge"]
+# `encode`: texts to ids and back, image files to pixels. `image`: the vision tower. `prefill`:
+# finding and reading a row. `decode`: the forward passes over all rows. `rows`: what is done around
+# such a pass (masks, who joins, ends and leaves). `judge`: laying out and reading a round.
+Part = Literal["encode", "image", "prefill", "decode", "sampling", "rows", "judge"]
 PARTS: tuple[Part, ...] = get_args(Part)
-OTHER = "other"  # hand-overs between threads, rows that join and leave, the search itself
+OTHER = "other"  # hand-overs between threads, the search itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,16 @@ class LanguagePass:
     model: Any
     rows: int
     tokens: int  # new ones of each row
-    width: int  # columns that were there before
-    states: bool  # vision states were given, not found in the cache
-    cached: bool  # keys and values were kept
-    logits: int  # positions of each row that logits were computed for
+    columns: int  # of keys and values that a token may look at, its own included
+    seen: int  # vision tokens of a row; 0: layers that look at images are skipped
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPass:
+    """From the decoder's output to logits."""
+
+    model: Any
+    tokens: int  # of all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class ImagePass:
         return self.shape[0] * self.shape[1]
 
 
-Pass = LanguagePass | ImagePass
+Pass = LanguagePass | HeadPass | ImagePass
 
 
 class Watch:
@@ -64,8 +71,7 @@ class Watch:
         self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self.passes: list[Pass] = []
         self._lock = threading.Lock()
-        self._inside = threading.local()
-        self._begun: dict[int, LanguagePass] = {}  # by thread, until its logits are there
+        self._thread = threading.local()
 
     @property
     def image_encodes(self) -> int:
@@ -75,50 +81,37 @@ class Watch:
         """The parts, and what is left of `seconds`; that is negative where threads overlapped."""
         return {**self.seconds, OTHER: seconds - sum(self.seconds.values())}
 
-    def timed(self, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, its time counted as `part` unless it runs inside another counted one."""
+    def timed(
+        self, part: Part, function: Callable[..., Any], within: tuple[Part, ...] = ()
+    ) -> Callable[..., Any]:
+        """`function` with its time counted as `part`, less that of timed functions inside it;
+        inside one that counts as a part of `within`, it counts as that one."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if getattr(self._inside, "part", None) is not None:
-                return function(*args, **kwargs)
-            self._inside.part = part
-            began = time.perf_counter()
+            open_parts: list[Part] = self._thread.__dict__.setdefault("parts", [])
+            inside = bool(open_parts) and open_parts[-1] in within
+            self._charge(open_parts)
+            open_parts.append(open_parts[-1] if inside else part)
             try:
                 return function(*args, **kwargs)
             finally:
-                with self._lock:
-                    self.seconds[part] += time.perf_counter() - began
-                self._inside.part = None
+                self._charge(open_parts)
+                open_parts.pop()
 
         return call
 
-    # --- the model's own hooks ---
+    def _charge(self, open_parts: list[Part]) -> None:
+        """The time since the last change of parts goes to the innermost one."""
+        now = time.perf_counter()
+        if open_parts:
+            with self._lock:
+                self.seconds[open_parts[-1]] += now - self._thread.since
+        self._thread.since = now
 
-    def begin_language(self, model: Any, kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("input_ids")
-        given = kwargs["inputs_embeds"] if given is None else given
-        rows, tokens = given.shape[:2]
-        cache = kwargs.get("past_key_values")
-        self._begun[threading.get_ident()] = LanguagePass(
-            model=model,
-            rows=rows,
-            tokens=tokens,
-            width=0 if cache is None else int(cache.get_seq_length()),
-            states=kwargs.get("cross_attention_states") is not None,
-            cached=cache is not None,
-            logits=0,
-        )
-
-    def end_language(self, logits: torch.Tensor) -> None:
-        begun = self._begun.pop(threading.get_ident())
-        positions = logits.numel() // logits.shape[-1] // begun.rows
+    def note(self, done: Pass) -> None:
         with self._lock:
-            self.passes.append(replace(begun, logits=positions))
-
-    def image(self, model: Any, pixels: torch.Tensor) -> None:
-        with self._lock:
-            self.passes.append(ImagePass(model, tuple(pixels.shape)))
+            self.passes.append(done)
 
 
 @contextmanager
@@ -126,42 +119,38 @@ def watching(engine: TransformersEngine, judge: TransformersJudge) -> Iterator[W
     """A watch over both, which is taken off again at the end."""
     watch = Watch()
     with ExitStack() as undo:
-        for room, rest in ((engine, "prefill"), (judge, "judge")):
-            _time_runtime(watch, room._runtime, rest, undo)
-        encoders = {id(room._encoder): room._encoder for room in (engine, judge)}
-        for encoder in encoders.values():
-            for name in ("image", "prompt_ids", "ids"):
-                _replace(encoder, name, watch.timed("encode", getattr(encoder, name)), undo)
-            decode = watch.timed("encode", encoder.tokenizer.decode)
-            _replace(encoder.tokenizer, "decode", decode, undo)
+
+        def count(part: Part, owner: Any, *names: str, within: tuple[Part, ...] = ()) -> None:
+            for name in names:
+                setattr(owner, name, watch.timed(part, getattr(owner, name), within))
+                undo.callback(delattr, owner, name)  # the class's own is behind it
+
+        rooms = (engine, judge._engine)
+        for encoder in {id(room.encoder): room.encoder for room in rooms}.values():
+            count("encode", encoder, "image", "prompt_ids", "prompt_text", "ids")
+            count("encode", encoder.tokenizer, "decode")
+        for room in rooms:
+            count("image", room._runtime, "see")
+            count("prefill", room._reader, "begin")
+            count("judge", room._reader, "weigh")
+            count("rows", room._batch, "join", "step", "retire")
+            count("decode", room._runtime, "run", within=("prefill",))
         _time_sampling(watch, undo)
-        for handle in _hooks(watch, engine._runtime.model, judge._runtime.model):
-            undo.callback(handle.remove)
+        _note_passes(watch, undo, engine._runtime.model, judge._engine._runtime.model)
         yield watch
 
 
 @contextmanager
-def counting_images(*models: Loaded) -> Iterator[Watch]:
-    """A watch over the bare models' passes alone."""
-    watch = Watch()
+def noting_passes(*models: Loaded) -> Iterator[Watch]:
+    """A watch over bare models."""
     with ExitStack() as undo:
-        for handle in _hooks(watch, *(loaded.model for loaded in models)):
-            undo.callback(handle.remove)
+        watch = Watch()
+        _note_passes(watch, undo, *(loaded.model for loaded in models))
         yield watch
 
 
-def _time_runtime(watch: Watch, runtime: Any, rest: Any, undo: ExitStack) -> None:
-    for name, _ in inspect.getmembers(type(runtime), inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        part: Any = "image" if name == "vision" else rest
-        if rest == "prefill" and name.startswith("decode"):
-            part = "decode"
-        _replace(runtime, name, watch.timed(part, getattr(runtime, name)), undo)
-
-
 def _time_sampling(watch: Watch, undo: ExitStack) -> None:
-    """Functions of `sampling`, under the names by which the engine's modules know them."""
+    """The functions of `sampling`, under the names by which other modules know them."""
     for name, module in list(sys.modules.items()):
         if not name.startswith("stagebeam.inference.") or module is sampling:
             continue
@@ -171,24 +160,26 @@ def _time_sampling(watch: Watch, undo: ExitStack) -> None:
                 setattr(module, known, watch.timed("sampling", value))
 
 
-def _replace(owner: Any, name: str, value: Any, undo: ExitStack) -> None:
-    """An attribute of the instance, in front of its class's."""
-    setattr(owner, name, value)
-    undo.callback(delattr, owner, name)
-
-
-def _hooks(watch: Watch, *models: Any) -> Iterator[Any]:
+def _note_passes(watch: Watch, undo: ExitStack, *models: Any) -> None:
     for model in {id(model): model for model in models}.values():
-        begin = functools.partial(_begin_language, watch, model)
-        yield model.model.language_model.register_forward_pre_hook(begin, with_kwargs=True)
-        yield model.lm_head.register_forward_hook(lambda _, __, out: watch.end_language(out))
-        begin_image = functools.partial(_begin_image, watch, model)
-        yield model.model.vision_model.register_forward_pre_hook(begin_image, with_kwargs=True)
 
+        def language(_: Any, args: Any, kwargs: dict[str, Any], model: Any = model) -> None:
+            rows, tokens = kwargs["input_ids"].shape
+            mask, looks = kwargs.get("attention_mask"), kwargs.get("cross_attention_mask")
+            columns = tokens if mask is None else mask.shape[-1]
+            seen = 0 if looks is None else looks.shape[-1]
+            watch.note(LanguagePass(model, rows, tokens, columns, seen))
 
-def _begin_language(watch: Watch, model: Any, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    watch.begin_language(model, kwargs)
+        def head(_: Any, args: Any, model: Any = model) -> None:
+            watch.note(HeadPass(model, args[0].numel() // args[0].shape[-1]))
 
+        def image(_: Any, args: Any, kwargs: dict[str, Any], model: Any = model) -> None:
+            watch.note(ImagePass(model, tuple(kwargs["pixel_values"].shape)))
 
-def _begin_image(watch: Watch, model: Any, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    watch.image(model, kwargs["pixel_values"])
+        hooks = [
+            model.model.language_model.register_forward_pre_hook(language, with_kwargs=True),
+            model.lm_head.register_forward_pre_hook(head),
+            model.model.vision_model.register_forward_pre_hook(image, with_kwargs=True),
+        ]
+        for hook in hooks:
+            undo.callback(hook.remove)

@@ -7,31 +7,42 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
-from jobs.benchmarks.search_breakdown import ImagePass, LanguagePass, Pass
+from jobs.benchmarks.search_breakdown import HeadPass, ImagePass, LanguagePass, Pass
 
 
 @torch.inference_mode()
 def alone(passes: Sequence[Pass]) -> float:
     """Seconds of passes of these shapes on the bare models, one after another.
 
-    What goes in is made before each pass and not counted: no masks from texts, no rows that join
-    or leave, no cache that is gathered or padded.
+    What goes in is made before each pass and not counted, keys and values included: no masks from
+    texts, no rows that join or leave, no cache that is written, gathered or padded.
     """
     seconds = 0.0
     for each in passes:
-        run = _image(each) if isinstance(each, ImagePass) else _language(each)
+        run = _ready(each)
         began = time.perf_counter()
         run()
         seconds += time.perf_counter() - began
     return seconds
 
 
+def _ready(each: Pass) -> Callable[[], Any]:
+    if isinstance(each, ImagePass):
+        return _image(each)
+    if isinstance(each, HeadPass):
+        model = each.model
+        hidden = torch.ones((each.tokens, model.lm_head.in_features), **_like(model))
+        return lambda: model.lm_head(hidden)
+    return _language(each)
+
+
 def _image(given: ImagePass) -> Callable[[], Any]:
     model = given.model
     ones = torch.ones(given.shape[:3], dtype=torch.int64, device=model.device)
-    pixels = torch.ones(given.shape, dtype=model.dtype, device=model.device)
+    pixels = torch.ones(given.shape, **_like(model))
 
     def run() -> Any:
         encoded = model.model.vision_model(
@@ -43,39 +54,51 @@ def _image(given: ImagePass) -> Callable[[], Any]:
 
 
 def _language(given: LanguagePass) -> Callable[[], Any]:
-    model, text = given.model, given.model.config.text_config
-    rows, tokens, total = given.rows, given.tokens, given.width + given.tokens
-    vision = model.config.vision_config
-    seen = vision.max_num_tiles * model.model.vision_model.num_patches  # of one image
-    made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
-    inputs = {
-        "input_ids": torch.zeros((rows, tokens), dtype=torch.int64, device=model.device),
-        "attention_mask": torch.ones((rows, total), dtype=torch.int64, device=model.device),
-        "position_ids": torch.arange(given.width, total, device=model.device).expand(rows, -1),
-        "cross_attention_mask": torch.zeros((rows, 1, tokens, seen), **made),
-        "full_text_row_masked_out_mask": torch.ones((rows, 1, tokens, 1), **made),
-        "past_key_values": _cache(given, seen, made) if given.cached else None,
-        "use_cache": given.cached,
+    model, rows, tokens = given.model, given.rows, given.tokens
+    device = model.device
+    first = given.columns - tokens
+    inputs: dict[str, Any] = {
+        "input_ids": torch.zeros((rows, tokens), dtype=torch.int64, device=device),
+        "attention_mask": torch.ones(
+            (rows, 1, tokens, given.columns), dtype=torch.bool, device=device
+        ),
+        "position_ids": torch.arange(first, given.columns, device=device).expand(rows, -1),
+        "past_key_values": _cache(given),
+        "use_cache": True,
     }
-    if given.states:
-        inputs["cross_attention_states"] = torch.ones((rows, seen, text.hidden_size), **made)
-
-    def run() -> Any:
-        hidden = model.model.language_model(**inputs).last_hidden_state
-        return model.lm_head(hidden[:, tokens - given.logits :])
-
-    return run
+    if given.seen:
+        looks = torch.ones((rows, 1, tokens, given.seen), dtype=torch.bool, device=device)
+        touched = torch.ones((rows, 1, tokens, 1), **_like(model))
+        inputs |= {"cross_attention_mask": looks, "full_text_row_masked_out_mask": touched}
+    return lambda: model.model.language_model(**inputs)
 
 
-def _cache(given: LanguagePass, seen: int, made: dict[str, Any]) -> DynamicCache:
+class _There(DynamicLayer):
+    """Keys and values that are there already, those of the new tokens included."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.keys, self.values
+
+
+def _cache(given: LanguagePass) -> Cache:
     text = given.model.config.text_config
-    size = text.hidden_size // text.num_attention_heads
-    cache = DynamicCache()
+    heads, width = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
+    layers = []
     for layer in range(text.num_hidden_layers):
         crossing = layer in text.cross_attention_layers
-        if not given.width or (crossing and given.states):
-            continue
-        columns = seen if crossing else given.width
-        keys = torch.ones((given.rows, text.num_key_value_heads, columns, size), **made)
-        cache.update(keys, keys.clone(), layer)
-    return cache
+        columns = given.seen if crossing else given.columns
+        keys = torch.ones((given.rows, heads, columns, width), **_like(given.model))
+        layers.append(_There(keys, keys.clone()))
+        layers[-1].is_initialized = columns > 0
+    return Cache(layers=layers)
+
+
+def _like(model: Any) -> dict[str, Any]:
+    return {"dtype": model.dtype, "device": model.device}

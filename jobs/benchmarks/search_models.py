@@ -51,12 +51,15 @@ MID_SIZE = Lesson("mid-size", layers=8, steps=40, rows_a_step=8, learning_rate=1
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Two models that answer and judge; of one folder, they are one."""
+    """Two models that answer and judge; of one folder, they are one. `stock` are the same weights
+    once more: an engine changes how its model attends, and the reference must not gain or lose by
+    that."""
 
     name: str
     made: str  # how they came to be
     generator: Loaded
     judge: Loaded
+    stock: tuple[Loaded, Loaded]  # the reference's generator and judge
 
     @property
     def params(self) -> int:
@@ -69,15 +72,23 @@ def tiny_subject(quickstart: Path = QUICKSTART, kept: Path = KEPT) -> Subject:
     generator, judge = (quickstart / part / "model" for part in ("generator", "judge"))
     if generator.exists() and judge.exists():
         made = "the quickstart's generator and judge"
-        return Subject("tiny", made, load(str(generator), "cpu"), load(str(judge), "cpu"))
+        return _subject("tiny", made, generator, judge)
     return taught_subject(TINY, kept)
 
 
 def taught_subject(lesson: Lesson, kept: Path = KEPT) -> Subject:
     """One model that generates and judges, trained as the lesson says or found in `kept`."""
-    loaded = load(str(taught_folder(lesson, kept)), "cpu")
+    folder = taught_folder(lesson, kept)
     made = f"trained for {lesson.steps} steps of {lesson.rows_a_step} rows; it judges itself"
-    return Subject(lesson.name, made, loaded, loaded)
+    return _subject(lesson.name, made, folder, folder)
+
+
+def _subject(name: str, made: str, generator: Path, judge: Path) -> Subject:
+    def pair() -> tuple[Loaded, Loaded]:
+        first = load(str(generator), "cpu")
+        return first, first if judge == generator else load(str(judge), "cpu")
+
+    return Subject(name, made, *pair(), stock=pair())
 
 
 def taught_folder(lesson: Lesson, kept: Path) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image as PilImage
 from rich.console import Console
 
@@ -19,6 +18,7 @@ from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.reference_search import ReferenceSearch, ReferenceSettings
 from jobs.benchmarks.search import (
     Plan,
+    ask,
     engines,
     our_answer,
     our_settings,
@@ -26,7 +26,15 @@ from jobs.benchmarks.search import (
     tables,
     their_answer,
 )
-from jobs.benchmarks.search_breakdown import ImagePass, LanguagePass, watching
+from jobs.benchmarks.search_breakdown import (
+    OTHER,
+    PARTS,
+    HeadPass,
+    ImagePass,
+    LanguagePass,
+    noting_passes,
+    watching,
+)
 from jobs.benchmarks.search_figures import SearchBenchmark, SubjectFigures
 from jobs.benchmarks.search_ideal import alone
 from jobs.benchmarks.search_models import (
@@ -38,9 +46,11 @@ from jobs.benchmarks.search_models import (
     unseen_questions,
 )
 from stagebeam.evaluation.question import prompt_of
-from stagebeam.inference import transformers_engine
+from stagebeam.inference import decoding
 from stagebeam.inference.sampling import draw_tokens
+from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Prompt
+from stagebeam.inference.verdict import TransformersJudge
 from stagebeam.stages import STAGES, parse
 
 LESSON = Lesson("miniature", layers=2, steps=60, rows_a_step=16, learning_rate=5e-3)
@@ -64,7 +74,7 @@ def prompt(subject: Subject) -> Prompt:
     for example in unseen_questions(20):
         asked = prompt_of(example)
         answers = [
-            ReferenceSearch(subject.generator, subject.judge, settings).answer(asked, 2)
+            ReferenceSearch(*subject.stock, settings).answer(asked, 2)
             for settings in (GREEDY, SETTINGS)
         ]
         if all(parse(answer.text).valid for answer in answers):
@@ -75,8 +85,8 @@ def prompt(subject: Subject) -> Prompt:
 def test_the_reference_writes_the_text_that_one_greedy_generate_writes(
     subject: Subject, prompt: Prompt
 ) -> None:
-    answer = ReferenceSearch(subject.generator, subject.judge, GREEDY).answer(prompt, 1)
-    loaded = subject.generator
+    answer = ReferenceSearch(*subject.stock, GREEDY).answer(prompt, 1)
+    loaded, _ = subject.stock
     inputs = loaded.encoder.processor(
         images=PilImage.open(io.BytesIO(prompt.images[0])),
         text=loaded.encoder.render(prompt.messages, 1, answer_next=True),
@@ -92,7 +102,7 @@ def test_the_reference_writes_the_text_that_one_greedy_generate_writes(
 def test_both_sides_write_the_same_text_where_nothing_is_drawn(
     subject: Subject, prompt: Prompt
 ) -> None:
-    theirs = ReferenceSearch(subject.generator, subject.judge, GREEDY).answer(prompt, 1)
+    theirs = ReferenceSearch(*subject.stock, GREEDY).answer(prompt, 1)
     ours = our_answer(subject, prompt, our_settings(GREEDY, 1))
     assert ours.whole and ours.usage.decode_tokens == theirs.candidate_tokens
 
@@ -120,7 +130,7 @@ def test_a_verdict_that_cannot_be_read_keeps_the_champion(subject: Subject, prom
 
     texts = {}
     for choice in (None, 1, 2):
-        search = Deciding(subject.generator, subject.judge, replace(SETTINGS, temperature=2.0))
+        search = Deciding(*subject.stock, replace(SETTINGS, temperature=2.0))
         search.chosen = choice
         texts[choice] = search.answer(prompt, 2).text
     assert texts[None] == texts[1] != texts[2]
@@ -131,9 +141,9 @@ def test_the_parts_of_an_answer_add_up_and_the_passes_are_those_that_were_counte
 ) -> None:
     answer = our_answer(subject, prompt, our_settings(SETTINGS, 4))
     assert sum(answer.parts.values()) == pytest.approx(answer.seconds)
-    for part in ("encode", "image", "prefill", "decode", "sampling", "judge", "other"):
-        assert answer.parts[part] > 0, part
-    assert 0 < answer.ideal_seconds < answer.seconds
+    assert set(answer.parts) == {*PARTS, OTHER}
+    assert min(answer.parts.values()) > 0
+    assert answer.ideal_seconds > 0
     assert answer.whole and answer.usage.image_encodes <= answer.image_encodes <= 2
     assert 1 < answer.distinct <= 4
 
@@ -141,24 +151,29 @@ def test_the_parts_of_an_answer_add_up_and_the_passes_are_those_that_were_counte
 async def test_a_watch_notes_every_pass_and_leaves_nothing_behind(
     subject: Subject, prompt: Prompt
 ) -> None:
-    from jobs.benchmarks.search import ask
+    def attributes(pair: tuple[TransformersEngine, TransformersJudge]) -> list[dict[str, Any]]:
+        engine, judge = pair
+        owners = [engine.encoder, engine.encoder.tokenizer]
+        for room in (engine, judge._engine):
+            owners += [room._runtime, room._reader, room._batch]
+        return [dict.fromkeys(vars(owner)) for owner in owners]
 
     with engines(subject) as pair:
-        before = [dict(vars(room._runtime)) for room in pair]
+        before = attributes(pair)
         with watching(*pair) as watch:
             trace = await ask(pair, prompt, our_settings(SETTINGS, 2))
-            assert transformers_engine.draw_tokens is not draw_tokens
-        assert [dict(vars(room._runtime)) for room in pair] == before
-        assert "ids" not in vars(subject.generator.encoder)
-        assert transformers_engine.draw_tokens is draw_tokens
-    images = [p for p in watch.passes if isinstance(p, ImagePass)]
+            assert decoding.draw_tokens is not draw_tokens
+        assert attributes(pair) == before
+        assert decoding.draw_tokens is draw_tokens
+        noted = len(watch.passes)
+        await ask(pair, prompt, our_settings(SETTINGS, 1))
+        assert len(watch.passes) == noted
     language = [p for p in watch.passes if isinstance(p, LanguagePass)]
-    assert watch.image_encodes == len(images) >= trace.usage.image_encodes
+    assert watch.image_encodes == trace.usage.image_encodes
     assert len(language) == trace.usage.sequential_passes  # of one question: nothing runs aside
-    assert {p.tokens for p in language if p.rows == 2 and p.width > 0 and p.cached} >= {1}
-    assert all(p.states == (p.width == 0) for p in language)
-    noted = list(watch.passes)
-    assert alone(noted) > 0
+    assert language[0].rows == 1 and language[0].tokens == trace.usage.prefill_tokens - 2 * 3
+    assert {p.tokens for p in language if p.rows == 2} == {1}
+    assert all(p.seen > 0 and p.columns >= p.tokens for p in language)
 
 
 def test_a_model_is_taught_once(kept: Path, subject: Subject) -> None:
@@ -200,13 +215,14 @@ def test_the_whole_benchmark_writes_every_figure(subject: Subject, tmp_path: Pat
     assert "ref/ours" in console.export_text()
 
 
-def test_an_answer_alone_costs_what_its_shapes_cost(subject: Subject) -> None:
+def test_passes_alone_have_the_shapes_that_were_noted(subject: Subject) -> None:
     model = subject.generator.model
-    one = LanguagePass(model, rows=2, tokens=1, width=5, states=False, cached=True, logits=1)
-    shapes = []
-    hook = model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(out.shape))
-    try:
-        alone([one, replace(one, rows=3, tokens=4, width=0, states=True, logits=4)])
-    finally:
-        hook.remove()
-    assert [shape[:2] for shape in shapes] == [torch.Size([2, 1]), torch.Size([3, 4])]
+    asked = [
+        LanguagePass(model, rows=2, tokens=1, columns=64, seen=10),
+        LanguagePass(model, rows=1, tokens=7, columns=9, seen=10),
+        HeadPass(model, tokens=5),
+        ImagePass(model, (1, 1, 1, 3, 48, 48)),
+    ]
+    with noting_passes(subject.generator) as watch:
+        assert alone(asked) > 0
+    assert watch.passes == asked
