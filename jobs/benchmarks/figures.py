@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 
-def write_figures(measured: Any, output: Path, console: Console) -> None:
-    """Print a dataclass of figures, and write it as JSON."""
+def write_figures(
+    measured: Any, output: Path, console: Console, shown: Iterable[Any] | None = None
+) -> None:
+    """Print a dataclass of figures (or what is to be `shown` of it), and write it as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(TypeAdapter(type(measured)).dump_json(measured, indent=1))
-    console.print(asdict(measured))
+    for piece in [asdict(measured)] if shown is None else shown:
+        console.print(piece)
     console.print(f"Figures: {output}", soft_wrap=True)

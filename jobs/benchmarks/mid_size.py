@@ -1,4 +1,4 @@
-"""A Mllama of some ten million weights, and scenes to train it on."""
+"""A Mllama of some ten million weights (or wider), and scenes to train it on."""
 
 from __future__ import annotations
 
@@ -13,27 +13,37 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.order import read_rows
 from stagebeam.data.sources.scenes import draw
 from stagebeam.data.writing import write_shards
+from stagebeam.inference.verdict import wording
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig
 from stagebeam.source_config import ScenesSource
 
-_WIDTH, _LAYERS = 256, 10
 _ROWS_IN_VOCABULARY = 256
+_HEAD = 64  # numbers of an attention head
 ROWS_A_STEP = 8
 
 
-def build_mid_size(folder: Path) -> int:
+def vocabulary() -> list[str]:
+    """Texts with the words of the scenes and of judging them."""
+    scenes = draw(ScenesSource(rows=_ROWS_IN_VOCABULARY))
+    return [*wording(), *(message.text for scene in scenes for message in scene.messages)]
+
+
+def build_mid_size(folder: Path, width: int = 256, layers: int = 10) -> int:
     """Write the model; returns the number of its weights."""
-    corpus = [m.text for e in draw(ScenesSource(rows=_ROWS_IN_VOCABULARY)) for m in e.messages]
     with tempfile.TemporaryDirectory() as scratch:
         tiny = Path(scratch) / "tiny"
-        build_tiny(tiny, corpus, layers=_LAYERS)
+        build_tiny(tiny, vocabulary(), layers=layers)
         config = AutoConfig.from_pretrained(tiny)
         processor = AutoProcessor.from_pretrained(tiny)
-    config.text_config.hidden_size = _WIDTH
-    config.text_config.intermediate_size = 4 * _WIDTH
+    text = config.text_config
+    text.num_attention_heads = text.num_key_value_heads = width // _HEAD
+    text.initializer_range *= (text.hidden_size / width) ** 0.5
+    text.hidden_size, text.intermediate_size = width, 4 * width
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())

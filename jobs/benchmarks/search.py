@@ -1,0 +1,270 @@
+"""Stage beam beside the way its authors run it: `python -m jobs.benchmarks.search`.
+
+Same weights, images, seeds and process. The reference (`reference_search`) makes a `generate` call
+for each candidate and each verdict; ours is `stagebeam.search.answer` over the transformers engine
+and judge. Both are taken in turn, question after question, each answer from a cold cache. Our
+seconds are divided into parts and held against the same forward passes alone.
+
+Two models: the tiny one (the quickstart's where it is trained), and a wider one that was trained
+until it writes whole stages; models are kept in `runs/bench/models`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.benchmarks.figures import write_figures
+from jobs.benchmarks.reference_search import ReferenceSearch, ReferenceSettings
+from jobs.benchmarks.search_breakdown import OTHER, PARTS, noting_passes, watching
+from jobs.benchmarks.search_figures import (
+    OurAnswer,
+    SearchBenchmark,
+    SubjectFigures,
+    TheirAnswer,
+    Throughput,
+    subject_figures,
+)
+from jobs.benchmarks.search_ideal import alone
+from jobs.benchmarks.search_models import (
+    MID_SIZE,
+    Subject,
+    taught_subject,
+    tiny_subject,
+    unseen_questions,
+)
+from stagebeam.evaluation.question import prompt_of
+from stagebeam.inference.transformers_engine import TransformersEngine
+from stagebeam.inference.types import Prompt, Usage
+from stagebeam.inference.verdict import TransformersJudge
+from stagebeam.search import SearchSettings, Trace, answer
+from stagebeam.stages import parse
+
+OUTPUT = Path("runs/bench/search.json")
+OUR_N = (1, 2, 4, 8, 16)
+THEIR_N, THEIR_N_FULL = (1, 2, 4), OUR_N
+_AT_ONCE, _AT_ONCE_N = 8, 4
+_MAX_ROWS, _KV_BYTES = 64, 256 << 20  # the recipe's defaults
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked, and how often."""
+
+    questions: int
+    our_n: Sequence[int]
+    their_n: Sequence[int]
+    settings: ReferenceSettings  # both sides'
+
+
+def our_settings(settings: ReferenceSettings, n: int) -> SearchSettings:
+    return SearchSettings(
+        candidates=n,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+    )
+
+
+@contextmanager
+def engines(subject: Subject) -> Iterator[tuple[TransformersEngine, TransformersJudge]]:
+    """New ones, with empty caches."""
+    engine = TransformersEngine(subject.generator, max_rows=_MAX_ROWS, kv_bytes=_KV_BYTES)
+    judge = TransformersJudge(subject.judge, kind="verdict", max_rows=_MAX_ROWS)
+    try:
+        yield engine, judge
+    finally:
+        judge.close()
+        engine.close()
+
+
+async def ask(
+    pair: tuple[TransformersEngine, TransformersJudge], prompt: Prompt, settings: SearchSettings
+) -> Trace:
+    engine, judge = pair
+    return await answer(
+        prompt,
+        engine,
+        judge,
+        settings,
+        generator_id=engine.fingerprint,
+        judge_id=judge.fingerprint,
+    )
+
+
+def our_answer(subject: Subject, prompt: Prompt, settings: SearchSettings) -> OurAnswer:
+    """One answer from a cold cache, with its parts and its floor."""
+
+    async def timed(pair: tuple[TransformersEngine, TransformersJudge]) -> tuple[Trace, float]:
+        began = time.perf_counter()
+        trace = await ask(pair, prompt, settings)
+        return trace, time.perf_counter() - began
+
+    with engines(subject) as pair, watching(*pair) as watch:
+        trace, seconds = asyncio.run(timed(pair))
+    distinct = [sum(c.merged_into is None for c in stage.candidates) for stage in trace.stages]
+    return OurAnswer(
+        seconds=seconds,
+        parts=watch.parts_of(seconds),
+        ideal_seconds=alone(watch.passes),
+        usage=Usage(**trace.usage.model_dump(exclude={"seconds"})),
+        image_encodes=watch.image_encodes,
+        distinct=statistics.mean(distinct),
+        whole=not trace.problems,
+    )
+
+
+def their_answer(
+    subject: Subject, prompt: Prompt, n: int, settings: ReferenceSettings
+) -> TheirAnswer:
+    """One answer of the reference."""
+    reference = ReferenceSearch(*subject.stock, settings)
+    with noting_passes(*subject.stock) as watch:
+        given = reference.answer(prompt, n)
+    return TheirAnswer(
+        seconds=given.seconds,
+        seconds_short_verdicts=given.seconds - given.after_first_token_s,
+        generate_calls=given.generate_calls,
+        image_encodes=watch.image_encodes,
+        candidate_tokens=given.candidate_tokens,
+        verdict_tokens=given.verdict_tokens,
+        whole=parse(given.text).valid,
+    )
+
+
+def throughput(subject: Subject, prompts: Sequence[Prompt], settings: SearchSettings) -> Throughput:
+    """The same questions one at a time and all at once, each from cold caches."""
+
+    async def in_turn(pair: tuple[TransformersEngine, TransformersJudge]) -> float:
+        began = time.perf_counter()
+        for prompt in prompts:
+            await ask(pair, prompt, settings)
+        return len(prompts) / (time.perf_counter() - began)
+
+    async def at_once(pair: tuple[TransformersEngine, TransformersJudge]) -> float:
+        began = time.perf_counter()
+        await asyncio.gather(*(ask(pair, prompt, settings) for prompt in prompts))
+        return len(prompts) / (time.perf_counter() - began)
+
+    with engines(subject) as pair:
+        together = asyncio.run(at_once(pair))
+    with engines(subject) as pair:
+        single = asyncio.run(in_turn(pair))
+    return Throughput(len(prompts), settings.n, together, single)
+
+
+def measure(subject: Subject, plan: Plan, console: Console) -> SubjectFigures:
+    """All figures of one model."""
+    scenes = [prompt_of(example) for example in unseen_questions(1 + plan.questions + _AT_ONCE)]
+    first, asked, others = scenes[0], scenes[1:-_AT_ONCE], scenes[-_AT_ONCE:]
+    short = replace(plan.settings, max_new_tokens=8, verdict_tokens=2)
+    their_answer(subject, first, 2, short)  # what a process does once: kernels, buffers
+    our_answer(subject, first, our_settings(short, 2))
+    ours: dict[int, list[OurAnswer]] = defaultdict(list)
+    theirs: dict[int, list[TheirAnswer]] = defaultdict(list)
+    for number, prompt in enumerate(asked, 1):
+        for n in plan.our_n:
+            if n in plan.their_n:
+                theirs[n].append(their_answer(subject, prompt, n, plan.settings))
+            ours[n].append(our_answer(subject, prompt, our_settings(plan.settings, n)))
+        console.print(f"{subject.name}, question {number}: {_told(ours, theirs)}")
+    rate = throughput(subject, others, our_settings(plan.settings, _AT_ONCE_N))
+    return subject_figures(subject.made, subject.params, ours, theirs, rate)
+
+
+def _told(ours: dict[int, list[OurAnswer]], theirs: dict[int, list[TheirAnswer]]) -> str:
+    def seconds(n: int) -> str:
+        beside = f" (reference {theirs[n][-1].seconds:.2f} s)" if n in theirs else ""
+        return f"N={n} {ours[n][-1].seconds:.2f} s{beside}"
+
+    return ", ".join(map(seconds, ours))
+
+
+def run(subjects: Iterator[Subject], plan: Plan, console: Console) -> SearchBenchmark:
+    """All of it, one model after another."""
+    return SearchBenchmark(
+        models={subject.name: measure(subject, plan, console) for subject in subjects},
+        temperature=plan.settings.temperature,
+        top_p=plan.settings.top_p,
+        max_new_tokens=plan.settings.max_new_tokens,
+        verdict_tokens=plan.settings.verdict_tokens,
+        questions=plan.questions,
+        cpus=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )
+
+
+def tables(name: str, figures: SubjectFigures) -> Iterator[Table]:
+    """What a person reads of it."""
+    by_n = Table(title=f"{name}: {figures.params / 1e6:.1f} million weights, {figures.made}")
+    rows = ("seconds", "ref/ours", "1-token", "ideal/ours", "passes", "images", "distinct")
+    for heading in ("N", *rows, *PARTS, OTHER):
+        by_n.add_column(heading, justify="right")
+    for n, seconds in figures.seconds.items():
+        passes = statistics.median(a.usage.sequential_passes for a in figures.ours[n])
+        by_n.add_row(
+            str(n),
+            f"{seconds:.3f}",
+            _ratio(figures.reference_over_ours, n),
+            _ratio(figures.reference_over_ours_short_verdicts, n),
+            f"{figures.ideal_over_ours[n]:.2f}",
+            f"{passes:.0f}",
+            f"{figures.image_encodes_per_answer[n]:.0f}",
+            f"{figures.distinct_candidates[n]:.1f}",
+            *(f"{figures.parts[n][part]:.3f}" for part in (*PARTS, OTHER)),
+        )
+    yield by_n
+    targets = Table("figure", "measured", "target", "met")
+    for target in figures.targets:
+        wanted = f"{target.bound} {target.target:g}"
+        targets.add_row(target.name, f"{target.figure:.2f}", wanted, "yes" if target.met else "no")
+    yield targets
+
+
+def _ratio(ratios: dict[int, float], n: int) -> str:
+    return f"{ratios[n]:.1f}" if n in ratios else "-"
+
+
+def main(
+    questions: Annotated[int, typer.Option(min=3, help="Questions to each model.")] = 3,
+    full: Annotated[bool, typer.Option(help="The reference with N = 8 and 16 too.")] = False,
+    verdict_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of each verdict of the reference.")
+    ] = 32,
+    output: Annotated[Path, typer.Option(help="Figures as JSON.")] = OUTPUT,
+) -> None:
+    """Measure stage beam beside the reference, and where its time goes."""
+    console = Console()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    settings = ReferenceSettings(verdict_tokens=verdict_tokens)
+    plan = Plan(questions, OUR_N, THEIR_N_FULL if full else THEIR_N, settings)
+
+    def subjects() -> Iterator[Subject]:
+        yield tiny_subject()
+        yield taught_subject(MID_SIZE)
+
+    measured = run(subjects(), plan, console)
+    shown = [table for name, of in measured.models.items() for table in tables(name, of)]
+    write_figures(measured, output, console, shown)
+
+
+if __name__ == "__main__":
+    typer.run(main)
