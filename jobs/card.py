@@ -17,7 +17,7 @@ from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard, JudgeResult, JudgeTrainingCost
 from stagebeam.evaluation.scoring import correct
 from stagebeam.inference.load import load_judge
-from stagebeam.inference.verdict import PLAIN_KINDS, JudgeKind
+from stagebeam.inference.verdict import PLAIN_KINDS
 from stagebeam.recipe import JudgeConfig, Recipe
 from stagebeam.records import Example
 from stagebeam.stages import Stage, conclusion

@@ -158,10 +158,11 @@ class EngineConfig(Section):
 class JudgeConfig(EngineConfig):
     """The judge's model and how it is asked."""
 
-    kind: Literal["verdict", "likelihood", "text", "remote"] = Field(
+    kind: Literal["verdict", "likelihood", "mean_likelihood", "reward", "text", "remote"] = Field(
         "verdict",
-        description="Option-token logits in both orders, the candidate's log-probability, a "
-        "verdict that the model writes (the paper's), or option-token logits of a server.",
+        description="Option-token logits in both orders, the candidate's log-probability (summed, "
+        "or of a token), a reward model's number, a verdict that the model writes (the paper's), "
+        "or option-token logits of a server.",
     )
     orders: Literal["one", "both"] = Field(
         "both", description="Whether kind text asks about a pair once, as the paper, or each way."
@@ -170,9 +171,9 @@ class JudgeConfig(EngineConfig):
 
     @model_validator(mode="after")
     def _kind(self) -> Self:
-        if self.kind in ("verdict", "likelihood") and self.engine != "transformers":
+        if self.kind not in ("text", "remote") and self.engine != "transformers":
             raise ValueError(
-                f"kind {self.kind} reads logits in its own process, so it needs engine "
+                f"kind {self.kind} reads the model in its own process, so it needs engine "
                 f"transformers; engine {self.engine} judges by kind text"
                 + (" or remote" if self.engine == "openai" else "")
             )

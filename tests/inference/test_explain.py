@@ -14,7 +14,7 @@ from stagebeam.inference.types import (
     Usage,
     Verdict,
 )
-from stagebeam.inference.verdict import verdict_messages
+from stagebeam.inference.wording import verdict_messages
 from stagebeam.records import Message
 
 

@@ -16,7 +16,7 @@ from stagebeam.inference.chat_server import ServerError
 from stagebeam.inference.load import load_judge
 from stagebeam.inference.remote_judge import RemoteJudge, option_log_odds
 from stagebeam.inference.types import JudgeRequest, Prompt, Verdict
-from stagebeam.inference.verdict import verdict_messages
+from stagebeam.inference.wording import verdict_messages
 from stagebeam.records import Example, Message
 from stagebeam.stages import Stage
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stagebeam.inference.judge_calls import write
 from stagebeam.inference.together import at_once, gathered
 from stagebeam.inference.types import Generator, JudgeRequest, Prompt, Usage, Verdict
-from stagebeam.inference.verdict import OPTIONS, verdict_messages
+from stagebeam.inference.wording import OPTIONS, verdict_messages
 from stagebeam.records import Message
 
 _LONGEST = 48  # tokens

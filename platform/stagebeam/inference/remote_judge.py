@@ -24,7 +24,7 @@ from stagebeam.inference.openai_engine import OpenAIEngine
 from stagebeam.inference.text_judge import TextJudge
 from stagebeam.inference.together import at_once, gathered
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt, Usage, Verdict
-from stagebeam.inference.verdict import OPTIONS, verdict_messages
+from stagebeam.inference.wording import OPTIONS, verdict_messages
 
 _logger = logging.getLogger(__name__)
 
