@@ -91,7 +91,7 @@ def build_app(
         generator.bind(_found_anywhere(config.generator), generator_loader),
         judge.bind(_found_anywhere(config.judge), judge_loader),
     )
-    return gateway.bind(config, search, searcher.bind(*engines))
+    return gateway.bind(config, _readable_anywhere(search), searcher.bind(*engines))
 
 
 @contextmanager
@@ -127,6 +127,13 @@ def _found_anywhere(config: EngineConfigT) -> EngineConfigT:
     return (
         config.model_copy(update={"model": str(folder.absolute())}) if folder.exists() else config
     )
+
+
+def _readable_anywhere(search: SearchConfig) -> SearchConfig:
+    """The calibration by its absolute path, for the same reason."""
+    if search.calibration is None:
+        return search
+    return search.model_copy(update={"calibration": search.calibration.absolute()})
 
 
 def _engine_deployment(replica: type, name: str, scaling: Autoscaling) -> serve.Deployment:

@@ -47,6 +47,11 @@ class HttpAsk:
             "top_p": settings.top_p,
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
+            "early_stop_margin": settings.early_stop_margin,
+            "budget": settings.budget,
+            "max_answer_tokens": settings.max_answer_tokens,
+            "max_seconds": settings.max_seconds,
+            "explain": settings.explain,
             "include_trace": True,
         }
 
