@@ -89,6 +89,11 @@ class JudgeTraining(Section):
     model: ModelConfig | None = Field(
         None, description="What it starts from; left out, the trained generator's weights."
     )
+    pairs: Path | None = Field(
+        None,
+        description="Preferences to learn from, as `stagebeam preferences` writes them; left out, "
+        "the generator's own mistakes on training questions.",
+    )
     questions: PositiveInt = Field(512, description="Training questions that are sampled.")
     samples: PositiveInt = Field(4, description="Samples of the generator for each question.")
     temperature: float = Field(1.0, gt=0, description="Temperature of those samples.")

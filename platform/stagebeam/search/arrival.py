@@ -22,20 +22,20 @@ class Arrivals:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._calls: set[asyncio.Task[None]] = set()
-        self._there: dict[str, int] = {}  # text -> index of those that play
-        self._wide = asyncio.Event()
+        self._calls: list[asyncio.Task[None]] = []
+        self._there: dict[str, Candidate] = {}  # those that play, by text
+        self._over = asyncio.Event()  # a wide match, or a call that broke the protocol
 
     def greet(self, candidate: Candidate) -> None:
         """Let a newcomer meet all that are there. Copies and rule losses are left out."""
         arena = self._arena
         if candidate.text in self._there or not arena.spot.valid(candidate):
             return
-        pairs = [(other, candidate.index) for other in self._there.values()]
-        self._there[candidate.text] = candidate.index
-        arena.players[candidate.index] = candidate
+        pairs = [(other.index, candidate.index) for other in self._there.values()]
+        self._there[candidate.text] = candidate
+        arena.players |= {player.index: player for player in self._there.values()}
         if pairs:
-            self._calls.add(asyncio.create_task(self._meet(pairs)))
+            self._calls.append(asyncio.create_task(self._meet(pairs)))
 
     async def gather(self, draw: Draw, indices: Sequence[int]) -> int | None:
         """Draw the candidates and hear the judge about each; the winner if a wide match ended it.
@@ -43,13 +43,16 @@ class Arrivals:
         Whatever ends this ends the generator's call and the judge's.
         """
         drawing = asyncio.create_task(draw.more(indices))
-        stopped = asyncio.create_task(self._wide.wait())
+        stopped = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait({drawing, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._wide.is_set():
+            if not self._over.is_set():
                 await drawing
                 await self._heard_all(stopped)
-            return self._runaway() if self._wide.is_set() else None
+            for call in self._calls:
+                if call.done():
+                    call.result()  # raises what the call raised
+            return self._runaway()
         finally:
             await _end({drawing, stopped, *self._calls})
             arena = self._arena
@@ -58,18 +61,19 @@ class Arrivals:
 
     async def _heard_all(self, stopped: asyncio.Task[bool]) -> None:
         """Wait for the judge about those that came last, unless a wide match ends that too."""
-        pending = set(self._calls)
-        while pending and not self._wide.is_set():
-            done, _ = await asyncio.wait({*pending, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            pending -= done
-        for call in self._calls:
-            if call.done():
-                call.result()  # raises what the call raised
+        pending: set[asyncio.Task[None]] = set(self._calls)
+        while pending and not self._over.is_set():
+            await asyncio.wait({*pending, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            pending = {call for call in pending if not call.done()}
 
     async def _meet(self, pairs: list[tuple[int, int]]) -> None:
-        await self._arena.ask(pairs, beside_decoding=True)
+        try:
+            await self._arena.ask(pairs, beside_decoding=True)
+        except Exception:
+            self._over.set()
+            raise
         if self._runaway() is not None:
-            self._wide.set()
+            self._over.set()
 
     def _runaway(self) -> int | None:
         """Who won the widest match so far, if it is wide enough to end the tournament."""
