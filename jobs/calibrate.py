@@ -1,7 +1,7 @@
 """Calibrate `retrace`: `python -m jobs.calibrate RECIPE [--shards FOLDER] [--rows N] [--url URL]`.
 
-The questions are answered by stage beam, and the scores that the judge gives its candidates decide
-what is good enough in each stage. The file goes where the recipe's `search.calibration` says.
+The questions are answered without going back, and the scores that the judge gives the candidates
+decide what is good enough in each stage. The recipe's `search.calibration` says where it goes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from jobs.evaluate import endpoint_of
 from jobs.progress import StepBar
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples
-from stagebeam.evaluation.ask import HttpAsk
+from stagebeam.evaluation.ask import HttpAsk, reason_of
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.recipe import Recipe, load_recipe
 from stagebeam.records import Example
@@ -47,16 +46,17 @@ def calibrate_recipe(
     """Ask the first `rows` questions of `shards` (the training shards unless named), of the
     endpoint at `url` or of the recipe served here; returns the file's path.
 
-    Raises ValueError if the recipe does not say where the file goes, a question is one that the
-    recipe is evaluated on, the judge gives no scores, or every question fails.
+    Questions on which the recipe is scored are passed over. Raises ValueError if the recipe does
+    not say where the file goes, no other question is left, or every question fails.
     """
     path = recipe.search.calibration
     if path is None:
         raise ValueError(f"The recipe '{recipe.name}' has no search.calibration to write to.")
     folder = recipe.data.shards if shards is None else shards
-    examples = list(islice(iter_examples(folder), rows))
+    examples, left_out = fresh_questions(recipe, folder, rows)
+    if left_out:
+        console.print(f"{left_out} questions left out, on which the recipe is scored")
     named = [Row(id=e.id, digest=question_key(prompt_of(e))) for e in examples]
-    refuse_benchmark(recipe, named, folder)
     with ExitStack() as stack:
         if url is None:
             config = required_serve(recipe)
@@ -70,17 +70,29 @@ def calibrate_recipe(
     return path
 
 
-def refuse_benchmark(recipe: Recipe, rows: Sequence[Row], folder: Path) -> None:
-    """Raises ValueError if a row is a question that the recipe is scored on."""
-    if recipe.evaluation is None or not recipe.evaluation.shards.exists():
-        return
-    scored = {question_key(prompt_of(e)) for e in iter_examples(recipe.evaluation.shards)}
-    shared = [row.id for row in rows if row.digest in scored]
-    if shared:
+def fresh_questions(recipe: Recipe, folder: Path, rows: int) -> tuple[list[Example], int]:
+    """The first `rows` questions that the recipe is not scored on, and how many were passed over.
+
+    Raises ValueError if none is left.
+    """
+    scored: set[str] = set()
+    if recipe.evaluation is not None and recipe.evaluation.shards.exists():
+        scored = {question_key(prompt_of(e)) for e in iter_examples(recipe.evaluation.shards)}
+    fresh: list[Example] = []
+    left_out = 0
+    for example in iter_examples(folder):
+        if question_key(prompt_of(example)) in scored:
+            left_out += 1
+        else:
+            fresh.append(example)
+        if len(fresh) == rows:
+            break
+    if not fresh:
         raise ValueError(
-            f"{len(shared)} of the questions in {folder} are also in {recipe.evaluation.shards}, "
-            f"on which '{recipe.name}' is scored, for example {shared[0]}; calibrate on others."
+            f"Every question in {folder} is one that '{recipe.name}' is scored on; calibrate on "
+            "others."
         )
+    return fresh, left_out
 
 
 async def _ask_all(
@@ -88,39 +100,39 @@ async def _ask_all(
 ) -> list[Trace | None]:
     """A trace for each example, None where the question failed."""
     endpoint = await endpoint_of(url)
-    slots, traces, failures = asyncio.Semaphore(_CONCURRENCY), 0, 0
+    slots, done = asyncio.Semaphore(_CONCURRENCY), 0
+    failures: list[str] = []
     settings = _settings(recipe)
     with StepBar(console, "calibrate", len(examples)) as bar:
         async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
             ask = HttpAsk(client, endpoint.model, settings)
 
             async def one(example: Example) -> Trace | None:
-                nonlocal traces, failures
+                nonlocal done
                 async with slots:
                     try:
                         return await ask(example, settings.method, settings.n)
-                    except OpenAIError:
-                        failures += 1
+                    except OpenAIError as error:
+                        failures.append(reason_of(error))
                         return None
                     finally:
-                        traces += 1
-                        bar.update(traces, f"{failures} failed" if failures else "")
+                        done += 1
+                        bar.update(done, f"{len(failures)} failed" if failures else "")
 
             answered = list(await asyncio.gather(*map(one, examples)))
-    if failures == len(examples):
-        raise ValueError(f"All {failures} questions to {url} failed; its log says why.")
+    if len(failures) == len(examples):
+        raise ValueError(f"All {done} questions to {url} failed: {failures[0]}")
     return answered
 
 
 def _settings(recipe: Recipe) -> SearchSettings:
-    """Every candidate is drawn and scored, as many of them as the recipe's largest stage has."""
+    """The same search without going back: every candidate is drawn and scored."""
     wanted = SearchSettings(**recipe.search.model_dump())
     return replace(
         wanted,
-        method="stage_beam",
+        method="retrace",
         candidates=max(2, wanted.n),
-        tournament="round_robin",
-        budget="fixed",
+        max_retraces=0,
     )
 
 

@@ -88,6 +88,7 @@ class SearchFields(_Request):
     max_answer_tokens: PositiveInt | None = None
     max_seconds: Positive | None = None
     explain: bool | None = None
+    max_retraces: Annotated[int, Field(ge=0)] | None = None
     include_trace: bool = False
 
 

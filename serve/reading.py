@@ -68,6 +68,7 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
         ("max_new_tokens", limits.max_new_tokens),
         ("max_answer_tokens", limits.max_answer_tokens),
         ("max_seconds", limits.max_seconds),
+        ("max_retraces", limits.max_retraces),
     ):
         if limit is not None and _largest(asked.get(name, 0)) > limit:
             raise ApiError(400, f"{name} is over this server's limit of {limit}.", param=name)

@@ -13,8 +13,8 @@ from stagebeam.inference.types import Prompt
 from stagebeam.search import SearchSettings, events
 from stagebeam.search.events import Answered
 from stagebeam.search.fold import Fold
-from stagebeam.search.run import calibration_of
 from stagebeam.search.seeds import question_key
+from stagebeam.search.state import UnfitError
 from stagebeam.search.trace import StageTrace, Trace
 
 
@@ -36,16 +36,11 @@ class Searcher:
     ) -> AsyncIterator[StageTrace | Trace]:
         """Each decision as it is made, then the whole trace, last.
 
-        Raises RefusedError where an engine refuses the question, or the search has no calibration.
+        Raises RefusedError where an engine refuses the question, or cannot search as asked.
         """
         generator_id, judge_id = await self.fingerprints()
         key = question_key(prompt)
         fold = Fold()
-        try:
-            # What may be wrong with the settings is known now that the models are.
-            calibration_of(settings, generator_id, judge_id)
-        except ValueError as error:
-            raise RefusedError(str(error)) from None
         stream = events(
             prompt,
             HandleGenerator(self._generator, key),
@@ -54,9 +49,12 @@ class Searcher:
             generator_id=generator_id,
             judge_id=judge_id,
         )
-        async with aclosing(stream):
-            async for event in stream:
-                if isinstance(event, Answered):
-                    yield event.trace
-                elif (decided := fold.add(event)) is not None:
-                    yield decided
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    if isinstance(event, Answered):
+                        yield event.trace
+                    elif (decided := fold.add(event)) is not None:
+                        yield decided
+        except UnfitError as error:
+            raise RefusedError(str(error)) from None

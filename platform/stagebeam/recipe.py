@@ -160,6 +160,7 @@ class Limits(Section):
         None, description="Most tokens sampled for one answer, over all its candidates."
     )
     max_seconds: float | None = Field(None, gt=0, description="Longest search, seconds.")
+    max_retraces: int = Field(8, ge=0, description="Times that a stage may go back.")
 
 
 class ServeConfig(Section):

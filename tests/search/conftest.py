@@ -173,7 +173,7 @@ def beam_script(lines: Mapping[Stage, Sequence[Say]]) -> dict[str, Sequence[Say]
 def calibration(folder: Path, cutoff: float = -1e9, **cutoffs: float) -> Path:
     """A calibration file with one cutoff for every stage but those named."""
     figures = {
-        stage.value: StageScores(count=2, mean=0, std=0, cutoff=cutoffs.get(stage.value, cutoff))
+        stage: StageScores(count=2, mean=0, std=0, cutoff=cutoffs.get(stage.value, cutoff))
         for stage in STAGES
     }
     path = folder / "calibration.json"

@@ -16,7 +16,7 @@ from stagebeam.search.calibration import (
     read_calibration,
     write_calibration,
 )
-from stagebeam.stages import STAGES
+from stagebeam.stages import STAGES, Stage
 
 ROWS = [Row(id="one", digest="aa"), Row(id="two", digest="bb")]
 
@@ -28,7 +28,7 @@ async def traces(kit: SimpleNamespace, judge: Any = None, **changed: Any) -> lis
             kit.ask(f"Question {number}?"),
             kit.SeededGenerator(),
             judge,
-            kit.settings(**changed),
+            kit.settings(**{"method": "retrace", "max_retraces": 0, **changed}),
             generator_id="g1",
             judge_id="j1",
         )
@@ -43,30 +43,41 @@ async def test_a_stages_cutoff_is_the_mean_and_a_quarter_of_the_deviation_of_its
     made = calibrate(answered, ROWS)
     assert (made.generator, made.judge, made.z) == ("g1", "j1", 0.2533)
     for place, stage in enumerate(STAGES):
-        scores = [float(len(c.text)) for t in answered for c in t.stages[place].candidates]
-        figures = made.stages[stage.value]
+        drawn = [c for t in answered for c in t.stages[place].candidates]
+        scores = [float(len(c.text)) for c in drawn]
+        figures = made.stages[stage]
         assert figures.count == len(scores) == 12
         assert figures.mean == pytest.approx(fmean(scores))
         assert figures.cutoff == pytest.approx(fmean(scores) + 0.2533 * stdev(scores))
-        assert cutoff(made, stage.value) == figures.cutoff
+        assert cutoff(made, stage) == figures.cutoff
     assert made.rows == tuple(ROWS)
 
 
 async def test_another_z_moves_the_cutoffs(kit: SimpleNamespace) -> None:
     answered = await traces(kit)
-    figures = calibrate(answered, ROWS, z=2.0).stages["CAPTION"]
+    figures = calibrate(answered, ROWS, z=2.0).stages[Stage.CAPTION]
     assert figures.cutoff == pytest.approx(figures.mean + 2 * figures.std)
 
 
-async def test_a_judge_without_scores_or_single_candidates_cannot_calibrate(
-    kit: SimpleNamespace,
-) -> None:
+async def test_copies_count_as_often_as_they_were_said(kit: SimpleNamespace) -> None:
+    texts = ["1", "1", "1", "5"]
+    script = {s.close_tag: [kit.Say(f"<{s}> {t} </{s}>") for t in texts] for s in STAGES}
+    judge = kit.ScriptedJudge(kit.by_number, pointwise=True)
+    wanted = kit.settings(method="retrace", max_retraces=0, kept=1)
+    trace = await answer(
+        kit.ask(), kit.ScriptedGenerator(script), judge, wanted, generator_id="g", judge_id="j"
+    )
+    figures = calibrate([trace], ROWS).stages[Stage.SUMMARY]
+    assert (figures.count, figures.mean) == (4, 2.0)
+
+
+async def test_without_scores_there_is_no_calibration(kit: SimpleNamespace) -> None:
     for answered in (
-        await traces(kit, kit.ScriptedJudge(len)),
-        await traces(kit, candidates=1),
+        await traces(kit, kit.ScriptedJudge(len), method="stage_beam"),
+        (await traces(kit, candidates=1))[:1],
     ):
         with pytest.raises(ValueError, match=r"not two scores of SUMMARY, .*kind likelih"):
-            calibrate([t.model_copy(update={"judge": "j1"}) for t in answered], ROWS)
+            calibrate(answered, ROWS)
 
 
 async def test_scores_of_several_models_are_not_mixed(kit: SimpleNamespace) -> None:

@@ -14,7 +14,7 @@ import pytest
 from stagebeam.inference.types import Candidate, GenerateRequest, Judgement, Usage
 from stagebeam.search import Trace, answer, events
 from stagebeam.search.events import CandidatesScored, Retraced, StageDecided
-from stagebeam.search.state import SearchError
+from stagebeam.search.state import SearchError, UnfitError
 from stagebeam.search.trace import RetraceTrace
 from stagebeam.stages import STAGES, Stage, wrap
 
@@ -206,8 +206,20 @@ async def test_where_all_are_cut_the_answer_ends_with_the_likeliest(ask: Any) ->
 async def test_a_judge_that_compares_only_is_an_error_in_one_sentence(
     kit: SimpleNamespace, ask: Any
 ) -> None:
-    with pytest.raises(SearchError, match=r"0 finite scores .* needs a judge that scores"):
+    with pytest.raises(UnfitError, match="retrace needs a judge that scores each candidate"):
         await ask(Numbered(), kit.ScriptedJudge(rising))
+
+
+@pytest.mark.parametrize("scores", [(1.0,), (1.0, float("nan"), 2.0, 3.0)])
+async def test_scores_that_are_missing_or_no_numbers_are_a_broken_protocol(
+    ask: Any, scores: tuple[float, ...]
+) -> None:
+    class Broken:
+        async def compare(self, request: Any) -> Judgement:
+            return Judgement((), Usage(), scores)
+
+    with pytest.raises(SearchError, match="for 4 candidates of SUMMARY"):
+        await ask(Numbered(), Broken())
 
 
 async def test_without_its_judge_it_goes_on_by_log_probability_and_never_back(
@@ -268,8 +280,10 @@ async def test_a_failing_branch_ends_the_other(kit: SimpleNamespace, ask: Any) -
 
 
 async def test_it_needs_a_calibration_of_these_models(kit: SimpleNamespace, tmp_path: Path) -> None:
-    async def ask(path: Path | None, generator_id: str = "g1", judge_id: str = "j1") -> None:
-        wanted = kit.settings(method="retrace", calibration=path)
+    async def ask(
+        path: Path | None, generator_id: str = "g1", judge_id: str = "j1", **changed: Any
+    ) -> None:
+        wanted = kit.settings(method="retrace", calibration=path, **changed)
         await answer(
             kit.ask(),
             Numbered(),
@@ -281,6 +295,7 @@ async def test_it_needs_a_calibration_of_these_models(kit: SimpleNamespace, tmp_
 
     path = kit.calibration(tmp_path)
     await ask(path)
+    await ask(None, max_retraces=0)  # never goes back
     for wrong, words in (
         ((None,), "retrace needs a calibration; make one with `stagebeam calibrate`."),
         ((tmp_path / "none.json",), "There is no calibration at"),

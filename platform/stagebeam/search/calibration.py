@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,8 +17,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stagebeam.search.trace import Trace
-from stagebeam.stages import STAGES
+from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.stages import STAGES, Stage
 
 Z: Final = 0.2533
 SCHEMA_VERSION: Final = 1
@@ -51,7 +51,7 @@ class Calibration(_Frozen):
     generator: str = Field(description="Fingerprint.")
     judge: str = Field(description="Fingerprint.")
     z: float
-    stages: dict[str, StageScores]
+    stages: dict[Stage, StageScores] = Field(min_length=len(STAGES))
     rows: tuple[Row, ...]
 
     @property
@@ -84,15 +84,18 @@ class Calibration(_Frozen):
 def calibrate(traces: Iterable[Trace], rows: Iterable[Row], z: float = Z) -> Calibration:
     """Cutoffs from the scores in `traces`, answers to `rows` by one generator and one judge.
 
+    Only `retrace` has every candidate scored, also where they are all alike; with `max_retraces`
+    0 it needs no cutoffs.
+
     Raises ValueError if the models differ, or a stage has fewer than two scores.
     """
-    scores: dict[str, list[float]] = {stage.value: [] for stage in STAGES}
+    scores: dict[Stage, list[float]] = {stage: [] for stage in STAGES}
     models = set()
     for trace in traces:
         models.add((trace.generator, trace.judge))
         for stage in trace.stages:
-            if stage.stage in scores:
-                scores[stage.stage] += [c.score for c in stage.candidates if c.score is not None]
+            if stage.stage in Stage.__members__:
+                scores[Stage(stage.stage)] += _scores(stage)
     if len(models) != 1:
         raise ValueError(f"The scores are of {len(models)} pairs of models instead of one.")
     ((generator, judge),) = models
@@ -109,6 +112,15 @@ def calibrate(traces: Iterable[Trace], rows: Iterable[Row], z: float = Z) -> Cal
         stages={name: _figures(found, z) for name, found in scores.items()},
         rows=tuple(rows),
     )
+
+
+def _scores(stage: StageTrace) -> Iterator[float]:
+    """One for each candidate that was scored; a copy has that of the first of its kind."""
+    scores = {c.index: c.score for c in stage.candidates}
+    for candidate in stage.candidates:
+        first = candidate.index if candidate.merged_into is None else candidate.merged_into
+        if (score := scores[first]) is not None:
+            yield score
 
 
 def _figures(scores: list[float], z: float) -> StageScores:
@@ -144,7 +156,6 @@ def _read(path: str, changed: int) -> Calibration:
     return Calibration.model_validate_json(Path(path).read_bytes())
 
 
-def cutoff(calibration: Calibration, stage: str) -> float:
-    """What a candidate of `stage` must score; nothing where it was not calibrated."""
-    figures = calibration.stages.get(stage)
-    return -math.inf if figures is None else figures.cutoff
+def cutoff(calibration: Calibration | None, stage: Stage) -> float:
+    """What a candidate of `stage` must score; anything will do without a calibration."""
+    return -math.inf if calibration is None else calibration.stages[stage].cutoff

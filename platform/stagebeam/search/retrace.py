@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stagebeam.search.calibration import Calibration, cutoff
+from stagebeam.search.calibration import cutoff
 from stagebeam.search.events import Retraced
 from stagebeam.search.greedy import finish
 from stagebeam.search.limits import OutOfBudget
@@ -19,10 +19,11 @@ from stagebeam.search.trace import RetraceTrace
 from stagebeam.stages import STAGES
 
 
-async def retrace(search: Search, calibration: Calibration) -> None:
+async def retrace(search: Search) -> None:
     """Decides all stages at the end, along the way to the best conclusion.
 
-    A text that was cut, or that ended its turn, is not continued while another can be.
+    Without a calibration every score is good enough. A text that was cut, or that ended its turn,
+    is not continued while another can be.
     """
     layers: list[Layer] = []
     roots: list[Route] = [Route()]
@@ -32,7 +33,7 @@ async def retrace(search: Search, calibration: Calibration) -> None:
         try:
             await layer.grow(roots)
             if len(layers) > 1:  # the summary is exempt
-                await _go_back(search, layers, cutoff(calibration, stage.value))
+                await _go_back(search, layers, cutoff(search.calibration, stage))
         except OutOfBudget:
             if not layer.routes:
                 layers.pop()

@@ -14,7 +14,7 @@ from stagebeam.search.arena import judged
 from stagebeam.search.events import CandidatesScored, StageDecided, StageOpened
 from stagebeam.search.limits import OutOfBudget
 from stagebeam.search.propose import Draw
-from stagebeam.search.state import Search, SearchError, Spot, usage_trace
+from stagebeam.search.state import Search, SearchError, Spot, UnfitError, usage_trace
 from stagebeam.search.trace import StageName
 from stagebeam.stages import Stage
 
@@ -142,10 +142,15 @@ class Layer:
             self.unjudged = True
             lost = Usage(judge_calls=1, judge_failures=len(sound), sequential_passes=1)
             return {}, lost
+        if not judgement.scores:
+            raise UnfitError(
+                "retrace needs a judge that scores each candidate (kind likelihood); this one "
+                "only compares them."
+            )
         if len(judgement.scores) != len(sound) or not all(map(math.isfinite, judgement.scores)):
             raise SearchError(
-                f"The judge gave {len(judgement.scores)} finite scores for {len(sound)} "
-                f"candidates of {spot.name}; retrace needs a judge that scores each one."
+                f"The judge gave scores {judgement.scores} for {len(sound)} candidates of "
+                f"{spot.name}."
             )
         scores = {c.index: s for c, s in zip(sound, judgement.scores, strict=True)}
         await self.search.emit(CandidatesScored(spot.visit, scores))

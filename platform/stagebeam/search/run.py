@@ -23,7 +23,7 @@ from stagebeam.search.seeds import image_digest, question_key
 from stagebeam.search.sentence_beam import sentence_beam
 from stagebeam.search.settings import Method, SearchSettings
 from stagebeam.search.stage_beam import stage_beam
-from stagebeam.search.state import Search, usage_trace
+from stagebeam.search.state import Search, UnfitError, usage_trace
 from stagebeam.search.trace import MessageTrace, StageTrace, Trace
 from stagebeam.stages import find_tags, parse
 
@@ -35,6 +35,7 @@ METHODS: dict[Method, Callable[[Search], Awaitable[None]]] = {
     "best_of_n": best_of_n,
     "sentence_beam": sentence_beam,
     "stage_beam": stage_beam,
+    "retrace": retrace,
 }
 
 
@@ -59,16 +60,19 @@ def check_prompt(prompt: Prompt) -> None:
 def calibration_of(
     settings: SearchSettings, generator_id: str, judge_id: str | None
 ) -> Calibration | None:
-    """The cutoffs that these settings search with, None for a method that has none.
+    """The cutoffs that these settings search with, None for a search that never goes back.
 
-    Raises ValueError with one sentence where they are missing or another model's.
+    Raises UnfitError with one sentence where they are missing or another model's.
     """
-    if settings.method != "retrace":
+    if settings.method != "retrace" or settings.max_retraces == 0:
         return None
     if settings.calibration is None:
-        raise ValueError("retrace needs a calibration; make one with `stagebeam calibrate`.")
-    calibration = read_calibration(settings.calibration)
-    calibration.check_models(generator_id, judge_id)
+        raise UnfitError("retrace needs a calibration; make one with `stagebeam calibrate`.")
+    try:
+        calibration = read_calibration(settings.calibration)
+        calibration.check_models(generator_id, judge_id)
+    except ValueError as error:
+        raise UnfitError(str(error)) from None
     return calibration
 
 
@@ -114,7 +118,8 @@ async def events(
     """What happens during one search, in order, `Answered` last. The search goes on when the next
     event is asked for, and ends when the iterator is closed.
 
-    Raises ValueError for a prompt or settings that cannot be searched with, SearchError where
+    Raises ValueError for a prompt or settings that cannot be searched with (UnfitError if these
+    models are the reason), SearchError where
     generator or judge break their protocol; what the generator raises itself passes through, and
     so does a judge's ValueError. Any other failure of the judge leaves its pairs as ties.
     """
@@ -132,11 +137,8 @@ async def events(
 
     async def run() -> None:
         try:
-            search = Search(prompt, generator, judge, settings, emit)
-            if calibration is None:
-                await METHODS[settings.method](search)
-            else:
-                await retrace(search, calibration)
+            search = Search(prompt, generator, judge, settings, emit, calibration)
+            await METHODS[settings.method](search)
         except OutOfBudget:
             pass  # the answer is what there is
         finally:

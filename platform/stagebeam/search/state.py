@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 
 from stagebeam.inference.types import Candidate, Generator, Judge, Prompt, Usage
+from stagebeam.search.calibration import Calibration
 from stagebeam.search.events import Event, LimitReached
 from stagebeam.search.limits import Allowance
 from stagebeam.search.seeds import question_key
@@ -22,6 +23,10 @@ class SearchError(RuntimeError):
     """A generator or a judge broke its protocol, so the search cannot go on."""
 
 
+class UnfitError(ValueError):
+    """The settings ask for what these models cannot do, in one sentence for the user."""
+
+
 @dataclass(slots=True)
 class Search:
     """What was asked, of whom, and what may still be spent. `emit` returns when it is heard."""
@@ -31,6 +36,7 @@ class Search:
     judge: Judge | None
     settings: SearchSettings
     emit: Emit
+    calibration: Calibration | None = None  # cutoffs, for a search that goes back
     allowance: Allowance = field(init=False)
     key: str = field(init=False)  # of the question, for seeds
     visits: int = 0
