@@ -45,8 +45,14 @@ def test_only_judged_methods_with_several_candidates_need_a_judge() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"method": "magic"}, "method must be one of greedy, majority, best_of_n, stage_beam"),
-        ({"tournament": "duel"}, "tournament must be one of chain, bracket, round_robin, auto"),
+        (
+            {"method": "magic"},
+            "method must be one of greedy, majority, best_of_n, sentence_beam, stage_",
+        ),
+        (
+            {"tournament": "duel"},
+            "tournament must be one of chain, bracket, round_robin, arrival, a",
+        ),
         ({"candidates": 0}, "candidates must be at least 1"),
         ({"temperature": -0.1}, "temperature must be 0 or above"),
         ({"temperature": float("nan")}, "temperature must be 0 or above"),
