@@ -261,6 +261,14 @@ class SearchConfig(Section):
         None, description="`retrace`: file with its cutoffs, which `stagebeam calibrate` makes."
     )
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.budget == "adaptive" and self.early_stop_margin is None:
+            raise ValueError("an adaptive budget needs early_stop_margin")
+        if isinstance(self.candidates, dict) and self.method not in ("stage_beam", "retrace"):
+            raise ValueError(f"{self.method} does not go by stages: candidates must be one number")
+        return self
+
 
 class EvaluationConfig(Section):
     """What `evaluate` asks of a served endpoint."""

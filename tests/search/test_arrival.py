@@ -139,6 +139,16 @@ async def test_a_wide_match_ends_the_drawing_and_this_does_depend_on_the_order(
     assert other.winner == 3
 
 
+async def test_a_winner_that_came_before_its_lower_copy_is_named_by_that(
+    kit: SimpleNamespace,
+) -> None:
+    lines = reasons(kit, 9, 1, 9)
+    judge = kit.ScriptedJudge(kit.by_number)
+    generator = Arriving(lines, (2, 0, 1), judge=judge)
+    decided = await decide(kit, generator, judge, 3, early_stop_margin=5.0)
+    assert decided.winner == 0 and decided.candidates[2].merged_into == 0
+
+
 async def test_a_judge_that_breaks_its_protocol_is_an_error_and_stops_the_generator(
     kit: SimpleNamespace,
 ) -> None:

@@ -69,9 +69,16 @@ async def test_a_match_wider_than_the_margin_ends_its_tournament_after_its_round
     assert decided.winner == widest.winner
 
 
-async def test_a_margin_that_equals_the_limit_does_not_end_it(kit: SimpleNamespace) -> None:
-    judge = kit.ScriptedJudge(kit.by_number)
-    await numbers(kit, judge, [0, 1, 2], tournament="chain", early_stop_margin=2.0)
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_margin_that_equals_the_limit_does_not_end_it(
+    kit: SimpleNamespace, seed: int
+) -> None:
+    """Margins of 0 and 2 only, and a final for every draw."""
+    judge = kit.ScriptedJudge(lambda text: 2.0 if "high" in text else 0.0)
+    lines = reasons(kit, "high a", "high b", "low c", "low d")
+    generator = kit.ScriptedGenerator({"</REASONING>": lines})
+    wanted = {"tournament": "bracket", "early_stop_margin": 2.0, "seed": seed}
+    await decide(kit, generator, judge, 4, **wanted)
     assert len(judge.requests) == 2
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from stagebeam.inference.types import Candidate, GenerateRequest, Judgement, JudgeRequest, Usage
-from stagebeam.search import Trace, answer
+from stagebeam.search import Trace, answer, events
+from stagebeam.search.events import LimitReached, StageDecided
 from stagebeam.search.limits import Allowance, OutOfBudget, Share
+from stagebeam.search.stage_beam import stage_beam
 from stagebeam.stages import STAGES, wrap
 
 
@@ -24,13 +26,12 @@ def whole(words: int) -> str:
 @dataclass
 class Writing:
     """Writes on with `whole(words)` where the prefix ends, a token a word, until a stop, the
-    length limit, or the time limit (`pace` seconds a token)."""
+    length limit, or the time limit (`pace` seconds a token, by the clock `now`)."""
 
     words: int
     pace: float = 0.0
-    deaf: bool = False  # to the time limit
+    now: float = 0.0
     requests: list[GenerateRequest] = field(default_factory=list)
-    closed: int = 0
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         self.requests.append(request)
@@ -45,18 +46,13 @@ class Writing:
             if any(stop in text for stop in request.stops):
                 finish = "stop"
                 break
-        try:
-            await asyncio.sleep(self.pace * tokens)
-            for index in range(len(request.seeds)):
-                yield Candidate(index, text, tokens, -1.0, finish)  # type: ignore[arg-type]
-            yield Usage(decode_tokens=tokens * len(request.seeds), sequential_passes=tokens)
-        finally:
-            self.closed += 1
+        self.now += self.pace * tokens
+        for index in range(len(request.seeds)):
+            yield Candidate(index, text, tokens, -1.0, finish)  # type: ignore[arg-type]
+        yield Usage(decode_tokens=tokens * len(request.seeds), sequential_passes=tokens)
 
     def _late(self, request: GenerateRequest, tokens: int) -> bool:
-        if self.deaf or request.seconds is None:
-            return False
-        return self.pace * (tokens + 1) > request.seconds
+        return request.seconds is not None and self.pace * (tokens + 1) > request.seconds
 
 
 async def ask(kit: SimpleNamespace, generator: Any, judge: Any = None, **changed: Any) -> Trace:
@@ -110,6 +106,20 @@ async def test_what_is_left_undone_is_finished_greedily_in_one_call(kit: SimpleN
     assert (trace.limited, trace.max_answer_tokens) == ("tokens", 60)
 
 
+async def test_a_limit_is_told_once_when_it_first_bites(kit: SimpleNamespace) -> None:
+    judge = kit.ScriptedJudge(lambda text: 0.0)
+    wanted = kit.settings(candidates=4, max_answer_tokens=60)
+    told = [
+        event
+        async for event in events(
+            kit.ask(), Writing(6), judge, wanted, generator_id="g1", judge_id="j1"
+        )
+    ]
+    limits = [i for i, event in enumerate(told) if event == LimitReached("tokens")]
+    decided = [i for i, event in enumerate(told) if isinstance(event, StageDecided)]
+    assert len(limits) == 1 and decided[0] < limits[0] < decided[1]
+
+
 async def test_the_same_token_limit_gives_the_same_trace(kit: SimpleNamespace) -> None:
     one, two = [await ask(kit, Writing(6), max_answer_tokens=70) for _ in range(2)]
     assert one.model_dump(exclude={"usage", "stages"}) == two.model_dump(
@@ -137,24 +147,29 @@ async def test_too_few_tokens_for_an_answer_give_its_beginning_and_say_so(
 
 
 async def test_seconds_cut_the_candidates_and_leave_time_to_finish(kit: SimpleNamespace) -> None:
-    generator = Writing(30, pace=0.004)  # 120 tokens: half a second
-    trace = await ask(kit, generator, candidates=2, max_seconds=0.4)
-    assert trace.limited == "seconds" and trace.stages[-1].stage == "REST"
-    assert all(r.seconds is not None and r.seconds <= 0.4 for r in generator.requests)
-    assert trace.usage.seconds < 0.6 and len(trace.text) > len(whole(30)) // 2
+    """A second a token, by a clock of its own: 120 seconds without a limit."""
+    wanted = kit.settings(candidates=2, max_seconds=100.0)
+    generator = Writing(30, pace=1.0)
+    search, told = kit.search(generator, kit.ScriptedJudge(lambda text: 0.0), wanted)
+    search.allowance = Allowance(wanted, lambda: generator.now)
+    await stage_beam(search)
+    assert [s.stage for s in told.stages] == ["SUMMARY", "CAPTION", "REASONING", "REST"]
+    assert [r.seconds for r in generator.requests] == [75.0, 45.0, 15.0, 22.5]
+    assert [s.candidates[0].tokens for s in told.stages] == [30, 30, 15, 22]
+    assert told.limited == "seconds" and whole(30).startswith(told.text)
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_an_engine_that_does_not_heed_the_time_is_left_at_the_end_of_it(
     kit: SimpleNamespace, method: str
 ) -> None:
-    generator = Writing(30, pace=1.0, deaf=True)
+    generator = kit.HangingGenerator()
     trace = await asyncio.wait_for(
         ask(kit, generator, method=method, candidates=2, max_seconds=0.1), 5
     )
     assert (trace.stages, trace.text, trace.limited) == ((), "", "seconds")
     assert "SUMMARY missing" in trace.problems
-    assert generator.closed == len(generator.requests)
+    assert generator.stopped
 
 
 async def test_candidates_that_had_come_by_then_are_used(kit: SimpleNamespace) -> None:
@@ -163,7 +178,7 @@ async def test_candidates_that_had_come_by_then_are_used(kit: SimpleNamespace) -
             yield Candidate(1, "<SUMMARY> a </SUMMARY>", 3, -1.0, "stop")
             await asyncio.Event().wait()
 
-    trace = await ask(kit, HalfStuck(), candidates=3, max_seconds=0.1)
+    trace = await ask(kit, HalfStuck(), candidates=3, max_seconds=0.5)
     (stage,) = trace.stages
     assert (trace.text, stage.winner, stage.planned) == ("<SUMMARY> a </SUMMARY>", 1, 3)
     assert stage.usage.decode_tokens == 9  # the two under way had about as many
@@ -178,7 +193,7 @@ async def test_a_judge_that_takes_too_long_counts_as_one_that_failed(
             raise AssertionError
 
     generator = kit.SeededGenerator()
-    trace = await asyncio.wait_for(ask(kit, generator, Slow(), max_seconds=0.1), 5)
+    trace = await asyncio.wait_for(ask(kit, generator, Slow(), max_seconds=0.5), 5)
     assert trace.limited == "seconds"
     assert trace.stages[0].usage.judge_failures == 6 and trace.text
 

@@ -203,6 +203,21 @@ async def test_where_all_are_cut_the_answer_ends_with_the_likeliest(ask: Any) ->
     assert [s.stage for s in trace.stages] == ["SUMMARY", "CAPTION"]
 
 
+async def test_without_any_tags_one_that_reached_its_stop_is_built_upon(ask: Any) -> None:
+    class Untagged(Numbered):
+        async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
+            async for item in super().propose(request):
+                if isinstance(item, Candidate) and not request.prefix:
+                    finish = ("length", "stop")[item.index]
+                    item = replace(item, text=f"{item.index} </SUMMARY>", finish=finish)
+                yield item
+
+    generator = Untagged()
+    trace = await ask(generator, candidates=2)
+    assert trace.stages[0].winner == 1 and len(trace.stages) == 4
+    assert generator.requests[1].prefix == "1 </SUMMARY>"
+
+
 async def test_a_judge_that_compares_only_is_an_error_in_one_sentence(
     kit: SimpleNamespace, ask: Any
 ) -> None:
@@ -237,6 +252,14 @@ async def test_a_limit_finishes_the_best_so_far(ask: Any) -> None:
     assert trace.text.startswith("<SUMMARY> 2 </SUMMARY><CAPTION> 3 </CAPTION>")
     assert [s.stage for s in trace.stages] == ["SUMMARY", "CAPTION", "REST"]
     assert trace.usage.decode_tokens <= 32
+
+
+async def test_branches_that_draw_side_by_side_share_what_is_left(ask: Any) -> None:
+    generator = Numbered()
+    await ask(generator, candidates=4, max_answer_tokens=100)
+    caption = [r for r in generator.requests if r.stops == ("</CAPTION>",)]
+    # 75 to search with; the four summaries took 12.
+    assert [r.sampling.max_new_tokens for r in caption] == [63 // 4] * 2
 
 
 async def test_its_winners_are_told_in_order_at_the_end_and_its_retraces_before(
