@@ -79,18 +79,18 @@ class _There(DynamicLayer):
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.keys, self.values = self._there = keys, values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.keys, self.values
+        return self._there
 
 
 def _cache(given: LanguagePass) -> Cache:
     text = given.model.config.text_config
     heads, width = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
-    layers = []
+    layers: list[Any] = []
     for layer in range(text.num_hidden_layers):
         crossing = layer in text.cross_attention_layers
         columns = given.seen if crossing else given.columns
