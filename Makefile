@@ -49,7 +49,7 @@ install: $(STAMP) ## Make .venv with everything in it (the other targets do so w
 # vLLM bounds more packages than we can follow, so only those are pinned that decide an answer.
 # Its CPU build wants torch's; where pip finds none, name PyTorch's CPU wheels with
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS. Of what it brings, two packages fail beside that torch.
-vllm-env: check ## Make .venv-vllm (3.4 GB) for the slow tests that open exports in vLLM
+vllm-env: check ## Make .venv-vllm (3.4 GB) for the slow tests on vLLM
 	@test -x $(VLLM)/bin/python || "$(PYTHON)" -m venv $(VLLM)
 	@grep -E '^(pillow|safetensors|tokenizers|torch|transformers)==' constraints.txt \
 		>$(VLLM)/constraints.txt

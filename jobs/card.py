@@ -17,7 +17,7 @@ from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard, JudgeResult, JudgeTrainingCost
 from stagebeam.evaluation.scoring import correct
 from stagebeam.inference.load import load_judge
-from stagebeam.inference.verdict import PLAIN_KINDS, JudgeKind
+from stagebeam.inference.verdict import PLAIN_KINDS
 from stagebeam.recipe import JudgeConfig, Recipe
 from stagebeam.records import Example
 from stagebeam.stages import Stage, conclusion
@@ -35,8 +35,8 @@ def judge_result(
     """
     config = required(recipe)
     pairs = _known_pairs(recipe, console)
-    kinds = dict.fromkeys((judge.kind, *PLAIN_KINDS))
-    cards = {kind: _card(judge, kind, pairs) for kind in kinds}
+    others = PLAIN_KINDS if judge.engine == "transformers" else ()
+    cards = {kind: _card(judge, kind, pairs) for kind in dict.fromkeys((*others, judge.kind))}
     return JudgeResult(
         **cards[judge.kind].model_dump(),
         kind=judge.kind,
@@ -49,7 +49,7 @@ def judge_result(
     )
 
 
-def _card(config: JudgeConfig, kind: JudgeKind, pairs: Sequence[JudgePair]) -> JudgeCard:
+def _card(config: JudgeConfig, kind: str, pairs: Sequence[JudgePair]) -> JudgeCard:
     judge = load_judge(config.model_copy(update={"kind": kind}))
     try:
         return asyncio.run(judge_card(judge, pairs))

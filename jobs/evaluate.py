@@ -39,7 +39,7 @@ from stagebeam.evaluation.report import method_lines, write_report
 from stagebeam.evaluation.results import Accuracies, Results
 from stagebeam.evaluation.scoring import correct
 from stagebeam.inference.types import Generator
-from stagebeam.recipe import EngineConfig, EvaluationConfig, Recipe, ServeConfig, load_recipe
+from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings
 from stagebeam.tracking import start_run
@@ -138,8 +138,7 @@ async def measure_alone(
 
 def alone(config: ServeConfig) -> ServeConfig:
     """The same service with the judge's model in the generator's place."""
-    judge = EngineConfig.model_validate(config.judge.model_dump(exclude={"kind"}))
-    return config.model_copy(update={"generator": judge})
+    return config.model_copy(update={"generator": config.judge.as_generator})
 
 
 def telling_cases(measured: Measured, examples: Sequence[Example]) -> list[Case]:

@@ -47,7 +47,7 @@ from stagebeam.evaluation.results import (
     TrainResult,
 )
 from stagebeam.inference.load import load_generator
-from stagebeam.recipe import EngineConfig, EvaluationConfig, Recipe, ServeConfig, load_recipe
+from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.tracking import Run, run_id, start_run
 
@@ -105,8 +105,7 @@ class Quickstart:
 
     def _measure_alone(self, examples: Sequence[Example]) -> list[AnswerRow]:
         """The judge's model as a generator of its own, in this process."""
-        engine = EngineConfig.model_validate(self.serve.judge.model_dump(exclude={"kind"}))
-        generator = load_generator(engine)
+        generator = load_generator(self.serve.judge.as_generator)
         try:
             return asyncio.run(
                 measure_alone(

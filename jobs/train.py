@@ -26,7 +26,7 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.manifest import read_manifest
 from stagebeam.data.order import read_rows
 from stagebeam.data.shards import iter_examples
-from stagebeam.inference.verdict import wording
+from stagebeam.inference.wording import wording
 from stagebeam.models.registry import family_of
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe, load_recipe

@@ -124,9 +124,9 @@ def start(config: ServeConfig, search: SearchConfig, **loaders: Any) -> str:
 def _found_anywhere(config: EngineConfigT) -> EngineConfigT:
     """A local folder by its absolute path: replicas run in folders of their own."""
     folder = Path(config.model)
-    return (
-        config.model_copy(update={"model": str(folder.absolute())}) if folder.exists() else config
-    )
+    if config.engine == "openai" or not folder.exists():  # a server's name may look like a path
+        return config
+    return config.model_copy(update={"model": str(folder.absolute())})
 
 
 def _engine_deployment(replica: type, name: str, scaling: Autoscaling) -> serve.Deployment:

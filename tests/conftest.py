@@ -46,7 +46,7 @@ def tiny_folder(scenes: list[Example], tmp_path_factory: pytest.TempPathFactory)
     """An untrained tiny model that has the words of `scenes` and of judging them. Not to be
     written to."""
     # imported here: most tests need neither torch nor transformers
-    from stagebeam.inference.verdict import wording
+    from stagebeam.inference.wording import wording
     from stagebeam.models.tiny.build import build_tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny"

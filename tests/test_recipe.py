@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from stagebeam import recipe as schema
-from stagebeam.recipe import Recipe, load_recipe
+from stagebeam.recipe import EngineConfig, JudgeConfig, Recipe, load_recipe
 from stagebeam.schema import Section
 from stagebeam.source_config import ScenesSource
 
@@ -205,3 +207,46 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
     assert train.global_batch_size == 4 * train.num_workers == 32
     assert (recipe.search.temperature, recipe.search.top_p) == (0.6, 0.9)
     assert recipe.search.tournament == "chain"
+
+
+SERVER = {"base_url": "http://127.0.0.1:1/v1"}
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"engine": "openai"}, "engine openai needs a server"),
+        ({"server": SERVER}, "engine transformers has no server"),
+        ({"engine": "vllm", "server": SERVER}, "engine vllm has no server"),
+        ({"max_length": 100}, "engine transformers has no max_length"),
+        ({"kind": "verdict", "engine": "vllm"}, "needs engine transformers; .* by kind text$"),
+        (
+            {"kind": "likelihood", "engine": "openai", "server": SERVER},
+            "needs engine transformers; .* by kind text or remote$",
+        ),
+        ({"kind": "remote"}, "kind remote needs engine openai"),
+    ],
+)
+def test_an_engine_and_a_kind_that_do_not_go_together_are_refused(
+    section: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        JudgeConfig.model_validate({"model": "m", **section})
+    (error,) = refused.value.errors()
+    assert re.search(says, error["msg"])
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"engine": "vllm", "kind": "text", "max_length": 100},
+        {"engine": "openai", "server": SERVER, "kind": "remote"},
+    ],
+)
+def test_the_judges_model_can_stand_in_the_generators_place(section: dict[str, Any]) -> None:
+    judge = JudgeConfig.model_validate({"model": "m", "threads": 3, **section})
+    alone = judge.as_generator
+    assert type(alone) is EngineConfig
+    judged = judge.model_dump(include=set(EngineConfig.model_fields))
+    assert alone.model_dump() == judged

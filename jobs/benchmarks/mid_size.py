@@ -13,7 +13,7 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.order import read_rows
 from stagebeam.data.sources.scenes import draw
 from stagebeam.data.writing import write_shards
-from stagebeam.inference.verdict import wording
+from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig
 from stagebeam.source_config import ScenesSource

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from stagebeam.endpoint_config import ServerConfig
 from stagebeam.schema import PositiveInt, Section
 from stagebeam.source_config import Source
 
@@ -20,34 +21,18 @@ _PROMPTS: dict[Kind, str] = {
 }
 
 
-class EndpointConfig(Section):
+class EndpointConfig(ServerConfig):
     """A model behind an OpenAI-compatible chat endpoint, and how hard it may be pressed."""
 
-    base_url: str = Field(description="Up to and with the version, such as `http://host:8000/v1`.")
     model: str = Field(min_length=1, description="Name of the model at the endpoint.")
-    api_key_env: str = Field(
-        "OPENAI_API_KEY",
-        min_length=1,
-        description="Environment variable that holds the key; a server without keys needs none.",
-    )
     temperature: float = Field(
         0.2, ge=0, le=2, description="Of the first attempt; each further one adds 0.2, up to 1."
     )
     max_tokens: PositiveInt = Field(2048, description="Longest reply, tokens.")
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="What the endpoint calls that limit."
-    )
     concurrency: PositiveInt = Field(16, description="Rows worked on at once.")
     requests_per_minute: float | None = Field(None, gt=0, description="Requests begun a minute.")
     tokens_per_minute: float | None = Field(
         None, gt=0, description="Tokens a minute, of prompts and replies together."
-    )
-    timeout_s: float = Field(300.0, gt=0, description="Longest wait for a reply, seconds.")
-    retries: int = Field(
-        6, ge=0, strict=True, description="Further tries of a call that failed in passing."
-    )
-    retry_wait_s: float = Field(
-        1.0, gt=0, description="Seconds before the first one; each later wait is twice as long."
     )
     price_in: float = Field(0.0, ge=0, description="Price of a million prompt tokens.")
     price_out: float = Field(0.0, ge=0, description="Price of a million reply tokens.")

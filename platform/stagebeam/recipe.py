@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stagebeam.annotate_config import AnnotateConfig
+from stagebeam.endpoint_config import EngineServer
 from stagebeam.schema import PositiveInt, Section
 from stagebeam.source_config import Source
 from stagebeam.train_config import TrainConfig
@@ -119,23 +120,71 @@ class Autoscaling(Section):
 
 
 class EngineConfig(Section):
-    """A model behind the generator or the judge protocol."""
+    """A model behind the generator or the judge protocol (docs/engines.md)."""
 
-    engine: Literal["transformers"] = Field("transformers", description="What runs the model.")
-    model: str = Field(description="Hugging Face folder or hub name.")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
-    threads: PositiveInt = Field(1, description="CPU threads of one replica.")
-    kv_cache_mb: PositiveInt = Field(256, description="Memory for kept prefixes, megabytes.")
+    engine: Literal["transformers", "vllm", "openai"] = Field(
+        "transformers",
+        description="What runs the model: this process, vLLM in this process, or the `server`.",
+    )
+    model: str = Field(description="Hugging Face folder or hub name; its name at the `server`.")
+    server: EngineServer | None = Field(None, description="Where the model is, of engine openai.")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...; transformers.")
+    threads: PositiveInt = Field(1, description="CPU threads of one replica, of transformers.")
+    kv_cache_mb: PositiveInt | None = Field(
+        None,
+        description="Memory for keys and values, megabytes. Left out, 256 for the prefixes that "
+        "transformers keeps; vLLM takes its share of the GPU.",
+    )
+    max_length: PositiveInt | None = Field(
+        None, description="Longest prompt and answer together, tokens, of vLLM; else the model's."
+    )
     scaling: Autoscaling = Field(default_factory=Autoscaling)
+
+    @model_validator(mode="after")
+    def _server(self) -> Self:
+        if self.engine == "openai" and self.server is None:
+            raise ValueError("engine openai needs a server")
+        if self.engine != "openai" and self.server is not None:
+            raise ValueError(f"engine {self.engine} has no server; engine openai has")
+        return self
+
+    @model_validator(mode="after")
+    def _max_length(self) -> Self:
+        if self.engine != "vllm" and self.max_length is not None:
+            raise ValueError(f"engine {self.engine} has no max_length; engine vllm has")
+        return self
 
 
 class JudgeConfig(EngineConfig):
     """The judge's model and how it is asked."""
 
-    kind: Literal["verdict", "likelihood"] = Field(
+    kind: Literal["verdict", "likelihood", "mean_likelihood", "reward", "text", "remote"] = Field(
         "verdict",
-        description="Option-token logits in both orders, or the candidate's log-probability.",
+        description="Option-token logits in both orders, the candidate's log-probability (summed, "
+        "or of a token), a reward model's number, a verdict that the model writes (the paper's), "
+        "or option-token logits of a server.",
     )
+    orders: Literal["one", "both"] = Field(
+        "both", description="Whether kind text asks about a pair once, as the paper, or each way."
+    )
+    max_new_tokens: PositiveInt = Field(512, description="Longest verdict of kind text, tokens.")
+
+    @model_validator(mode="after")
+    def _kind(self) -> Self:
+        if self.kind not in ("text", "remote") and self.engine != "transformers":
+            raise ValueError(
+                f"kind {self.kind} reads the model in its own process, so it needs engine "
+                f"transformers; engine {self.engine} judges by kind text"
+                + (" or remote" if self.engine == "openai" else "")
+            )
+        if self.kind == "remote" and self.engine != "openai":
+            raise ValueError("kind remote needs engine openai and its server")
+        return self
+
+    @property
+    def as_generator(self) -> EngineConfig:
+        """The judge's model in the generator's place."""
+        return EngineConfig(**{name: getattr(self, name) for name in EngineConfig.model_fields})
 
 
 class Limits(Section):

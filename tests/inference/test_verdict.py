@@ -20,14 +20,8 @@ from safetensors.torch import save_file
 from stagebeam.inference import verdict as judging
 from stagebeam.inference.reading import Look
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt
-from stagebeam.inference.verdict import (
-    OPTIONS,
-    EngineJudge,
-    JudgeKind,
-    TransformersJudge,
-    option_ids,
-    verdict_messages,
-)
+from stagebeam.inference.verdict import EngineJudge, JudgeKind, TransformersJudge, option_ids
+from stagebeam.inference.wording import OPTIONS, verdict_messages
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.load import Loaded, load
 from stagebeam.models.tiny.build import build_tiny
@@ -367,3 +361,14 @@ def same(some: list[Judgement], others: list[Judgement]) -> None:
     """Equal up to rounding."""
     for one, other in zip(some, others, strict=True):
         assert margins(one) == pytest.approx(margins(other), abs=CLOSE)
+
+
+async def test_explanations_come_after_the_verdicts_and_change_none(
+    scenes: list[Example], make_judge: MakeJudge
+) -> None:
+    request = asked(scenes[0], (0, 1), (1, 2))
+    plain = await make_judge("verdict").compare(request)
+    told = await make_judge("verdict").compare(replace(request, explain=True))
+    assert margins(told) == pytest.approx(margins(plain), abs=CLOSE)
+    assert plain.explanations == () and len(told.explanations) == 2
+    assert told.usage.judge_tokens > plain.usage.judge_tokens

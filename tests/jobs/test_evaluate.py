@@ -23,7 +23,7 @@ from scripted_world import ScriptedGenerator, World, example
 
 from jobs.evaluate import alone, evaluate, load_questions
 from stagebeam.data.writing import write_shards
-from stagebeam.inference.verdict import wording
+from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, JudgeConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example

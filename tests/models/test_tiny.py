@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from stagebeam.inference.verdict import wording
+from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.models.tiny.words import IMAGE
 from stagebeam.records import Example

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import yaml
 
-from stagebeam.inference.verdict import wording
+from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
 
 ROOT = Path(__file__).parents[2]

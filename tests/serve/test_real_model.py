@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from serve.app import serving
-from stagebeam.inference.verdict import wording
+from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
 from stagebeam.search.trace import Trace

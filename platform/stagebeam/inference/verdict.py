@@ -14,51 +14,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
+from stagebeam.inference.explain import explain
 from stagebeam.inference.reading import Look, Span
 from stagebeam.inference.transformers_engine import TransformersEngine
-from stagebeam.inference.types import Judgement, JudgeRequest, Prompt, Usage, Verdict
+from stagebeam.inference.types import Judgement, JudgeRequest, Usage, Verdict
+from stagebeam.inference.wording import OPTIONS, verdict_messages
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.load import Loaded
 from stagebeam.models.value_head import load_value_head
 from stagebeam.records import Message
-from stagebeam.stages import Stage
 
 JudgeKind = Literal["verdict", "likelihood", "mean_likelihood", "reward"]
 # what any model can be asked as
 PLAIN_KINDS: tuple[JudgeKind, ...] = ("verdict", "likelihood")
-OPTIONS = ("1", "2")
 _KEPT_BYTES = 256 << 20
 _PLACE = "\ue000"  # where a question stands in the template; nobody writes it
-
-# What each stage is judged on (arXiv 2411.10440, section 3.3).
-_CRITERIA = {
-    Stage.SUMMARY: "states the better approach to the question",
-    Stage.CAPTION: "describes the image more thoroughly and accurately",
-    Stage.REASONING: "reasons more soundly from what is known",
-    Stage.CONCLUSION: "agrees better with the reasoning",
-    None: "answers the question better",
-}
-
-
-def verdict_messages(request: JudgeRequest, first: str, second: str) -> tuple[Message, ...]:
-    """The conversation that ends in the question which of two candidates is better."""
-    *earlier, question = request.prompt.messages
-    agreed = f" Agreed so far: {request.prefix}" if request.prefix else ""
-    text = (
-        f"{question.text}{agreed} Candidate 1: {first} Candidate 2: {second} "
-        f"Which candidate {_CRITERIA[request.stage]}, 1 or 2?"
-    )
-    return (*earlier, Message("user", text))
-
-
-def wording() -> tuple[str, ...]:
-    """Every word that `verdict_messages` adds, for a vocabulary that must have them."""
-    samples = [
-        JudgeRequest(Prompt((Message("user", ""),)), stage, "-", (), ()) for stage in _CRITERIA
-    ]
-    return tuple(verdict_messages(sample, "", "")[-1].text for sample in samples) + OPTIONS
 
 
 class EngineJudge:
@@ -87,6 +60,16 @@ class EngineJudge:
                 numbers += [first - second for first, second in read.options]
             else:
                 numbers += read.values if self.kind == "reward" else read.logprobs
+        judgement = self._judgement(request, spans, numbers, usage)
+        if not request.explain:
+            return judgement
+        lines, cost = await explain(self._engine, request, judgement.verdicts)
+        return replace(judgement, explanations=lines, usage=usage + cost)
+
+    def _judgement(
+        self, request: JudgeRequest, spans: Sequence[Span], numbers: list[float], usage: Usage
+    ) -> Judgement:
+        """From a number for each span."""
         if self.kind == "verdict":  # the second order was asked with the pair swapped
             orders = zip(numbers[::2], numbers[1::2], strict=True)
             return Judgement(tuple(Verdict(first, -second) for first, second in orders), usage)

@@ -36,6 +36,14 @@ class EncodedRow:
     images: tuple[Arrays, ...]  # one entry an image, see RowEncoder.image
 
 
+def picture_of(data: bytes) -> PilImage.Image:
+    """An encoded image in RGB. Raises ValueError where the bytes cannot be decoded."""
+    try:
+        return PilImage.open(io.BytesIO(data)).convert("RGB")
+    except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
+        raise ValueError("An image cannot be decoded.") from error
+
+
 class RowEncoder(ABC):
     """Pickles as a path; the processor is loaded where it is used."""
 
@@ -164,11 +172,7 @@ class RowEncoder(ABC):
 
         Raises ValueError where the bytes are no image that can be decoded.
         """
-        try:
-            picture = PilImage.open(io.BytesIO(data)).convert("RGB")
-        except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
-            raise ValueError("An image cannot be decoded.") from error
-        return self.pixels(picture)
+        return self.pixels(picture_of(data))
 
     def collate(self, rows: Sequence[EncodedRow], *, left: bool = False) -> Arrays:
         """Pad rows into one batch of arrays, images included: `input_ids`, `labels` and

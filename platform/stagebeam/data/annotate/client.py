@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from openai import (
@@ -29,6 +27,7 @@ from stagebeam.annotate_config import EndpointConfig
 from stagebeam.data.annotate.checks import FaultyError
 from stagebeam.data.annotate.control import Budget, Pace, Stop, StoppedError
 from stagebeam.data.annotate.journal import Journal, Reply
+from stagebeam.openai_errors import refusal, retry_after_s
 from stagebeam.openai_shape import openai_messages
 from stagebeam.records import Message
 
@@ -202,25 +201,14 @@ class Endpoint:
         return _PassingError("broken reply", unsure=True)  # not JSON, or not of OpenAI's form
 
     def _status_failure(self, error: APIStatusError) -> _CallError:
-        status, says = error.status_code, _sentence(error)
-        cause, config = str(status), self._config
+        config, cause = self._config, str(error.status_code)
         who = f"The {self._role} at {config.base_url}"
-        if status == 401:
-            says = f"{who} refuses the key; set the environment variable {config.api_key_env}"
-        elif status == 403:
-            says = f"{who} forbids the model {config.model} (403: {says})"
-        elif status == 404:
-            says = f"{who} does not know the model {config.model} or this address (404: {says})"
-        elif error.code == "insufficient_quota":
-            says = f"{who} reports that its quota is used up ({says})"
-        elif status in (408, 409, 429) or status >= 500:
-            wait = _retry_after(error)
-            if wait is not None:
-                self._pace.pause(wait)
-            return _PassingError(cause)
-        else:  # 400, 413, 422: of this request, as far as the number says
-            return _RefusedError(cause, f"{who} refuses the request ({cause}: {says})", fatal=False)
-        return _RefusedError(cause, says, fatal=True)
+        refused = refusal(error, who, config.model, config.api_key_env)
+        if refused is not None:
+            return _RefusedError(cause, refused.says, fatal=refused.fatal)
+        if (wait := retry_after_s(error)) is not None:
+            self._pace.pause(wait)
+        return _PassingError(cause)
 
     def _most(self, call: Call) -> float:
         """What the call can cost at most: a token is never less than a byte."""
@@ -278,22 +266,3 @@ def _was_sent(error: APIConnectionError) -> bool:
     """Whether the request can have reached the endpoint."""
     unsent = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
     return type(error.__cause__).__name__ not in unsent
-
-
-def _retry_after(error: APIStatusError) -> float | None:
-    """Seconds, from a Retry-After header with seconds or a date."""
-    value = error.response.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def _sentence(error: APIStatusError) -> str:
-    """The server's own words where it gave any, in one line."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return " ".join(str(body.get("message") or error.message).split()).rstrip(".")[:300]
