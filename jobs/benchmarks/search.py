@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,17 +58,17 @@ OUTPUT = Path("runs/bench/search.json")
 OUR_N = (1, 2, 4, 8, 16)
 THEIR_N, THEIR_N_FULL = (1, 2, 4), OUR_N
 _AT_ONCE, _AT_ONCE_N = 8, 4
+_MORE_OF_TINY = 3  # times as many questions: its answers are short, and so is what disturbs them
 _MAX_ROWS, _KV_BYTES = 64, 256 << 20  # the recipe's defaults
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked, and how often."""
+    """How many questions a model is asked, and with which numbers of candidates."""
 
     questions: int
     our_n: Sequence[int]
     their_n: Sequence[int]
-    settings: ReferenceSettings  # both sides'
 
 
 def our_settings(settings: ReferenceSettings, n: int) -> SearchSettings:
@@ -118,11 +118,13 @@ def our_answer(subject: Subject, prompt: Prompt, settings: SearchSettings) -> Ou
     with engines(subject) as pair, watching(*pair) as watch:
         trace, seconds = asyncio.run(timed(pair))
     distinct = [sum(c.merged_into is None for c in stage.candidates) for stage in trace.stages]
+    longest = sum(max(c.tokens for c in stage.candidates) for stage in trace.stages)
     return OurAnswer(
         seconds=seconds,
         parts=watch.parts_of(seconds),
         ideal_seconds=alone(watch.passes),
         usage=Usage(**trace.usage.model_dump(exclude={"seconds"})),
+        passes_floor=longest + trace.usage.judge_calls,
         image_encodes=watch.image_encodes,
         distinct=statistics.mean(distinct),
         whole=not trace.problems,
@@ -168,11 +170,13 @@ def throughput(subject: Subject, prompts: Sequence[Prompt], settings: SearchSett
     return Throughput(len(prompts), settings.n, together, single)
 
 
-def measure(subject: Subject, plan: Plan, console: Console) -> SubjectFigures:
-    """All figures of one model."""
+def measure(
+    subject: Subject, plan: Plan, settings: ReferenceSettings, console: Console
+) -> SubjectFigures:
+    """All figures of one model; the settings are both sides'."""
     scenes = [prompt_of(example) for example in unseen_questions(1 + plan.questions + _AT_ONCE)]
     first, asked, others = scenes[0], scenes[1:-_AT_ONCE], scenes[-_AT_ONCE:]
-    short = replace(plan.settings, max_new_tokens=8, verdict_tokens=2)
+    short = replace(settings, max_new_tokens=8, verdict_tokens=2)
     their_answer(subject, first, 2, short)  # what a process does once: kernels, buffers
     our_answer(subject, first, our_settings(short, 2))
     ours: dict[int, list[OurAnswer]] = defaultdict(list)
@@ -180,10 +184,10 @@ def measure(subject: Subject, plan: Plan, console: Console) -> SubjectFigures:
     for number, prompt in enumerate(asked, 1):
         for n in plan.our_n:
             if n in plan.their_n:
-                theirs[n].append(their_answer(subject, prompt, n, plan.settings))
-            ours[n].append(our_answer(subject, prompt, our_settings(plan.settings, n)))
+                theirs[n].append(their_answer(subject, prompt, n, settings))
+            ours[n].append(our_answer(subject, prompt, our_settings(settings, n)))
         console.print(f"{subject.name}, question {number}: {_told(ours, theirs)}")
-    rate = throughput(subject, others, our_settings(plan.settings, _AT_ONCE_N))
+    rate = throughput(subject, others, our_settings(settings, _AT_ONCE_N))
     return subject_figures(subject.made, subject.params, ours, theirs, rate)
 
 
@@ -195,15 +199,18 @@ def _told(ours: dict[int, list[OurAnswer]], theirs: dict[int, list[TheirAnswer]]
     return ", ".join(map(seconds, ours))
 
 
-def run(subjects: Iterator[Subject], plan: Plan, console: Console) -> SearchBenchmark:
+def run(
+    subjects: Iterable[tuple[Subject, Plan]], settings: ReferenceSettings, console: Console
+) -> SearchBenchmark:
     """All of it, one model after another."""
     return SearchBenchmark(
-        models={subject.name: measure(subject, plan, console) for subject in subjects},
-        temperature=plan.settings.temperature,
-        top_p=plan.settings.top_p,
-        max_new_tokens=plan.settings.max_new_tokens,
-        verdict_tokens=plan.settings.verdict_tokens,
-        questions=plan.questions,
+        models={
+            subject.name: measure(subject, plan, settings, console) for subject, plan in subjects
+        },
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        verdict_tokens=settings.verdict_tokens,
         cpus=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
@@ -213,23 +220,23 @@ def run(subjects: Iterator[Subject], plan: Plan, console: Console) -> SearchBenc
 
 def tables(name: str, figures: SubjectFigures) -> Iterator[Table]:
     """What a person reads of it."""
-    by_n = Table(title=f"{name}: {figures.params / 1e6:.1f} million weights, {figures.made}")
-    rows = ("seconds", "ref/ours", "1-token", "ideal/ours", "passes", "images", "distinct")
-    for heading in ("N", *rows, *PARTS, OTHER):
-        by_n.add_column(heading, justify="right")
-    for n, seconds in figures.seconds.items():
-        passes = statistics.median(a.usage.sequential_passes for a in figures.ours[n])
-        by_n.add_row(
-            str(n),
-            f"{seconds:.3f}",
-            _ratio(figures.reference_over_ours, n),
-            _ratio(figures.reference_over_ours_short_verdicts, n),
-            f"{figures.ideal_over_ours[n]:.2f}",
-            f"{passes:.0f}",
-            f"{figures.image_encodes_per_answer[n]:.0f}",
-            f"{figures.distinct_candidates[n]:.1f}",
-            *(f"{figures.parts[n][part]:.3f}" for part in (*PARTS, OTHER)),
-        )
+    title = f"{name}: {figures.params / 1e6:.1f} million weights, {figures.made}"
+    by_n = Table("", *(f"N={n}" for n in figures.seconds), title=title)
+
+    def row(what: str, values: dict[int, float], digits: int = 2) -> None:
+        found = (f"{values[n]:.{digits}f}" if n in values else "-" for n in figures.seconds)
+        by_n.add_row(what, *found)
+
+    row("seconds an answer", figures.seconds, 3)
+    row("reference / ours", figures.reference_over_ours)
+    row("  verdicts of one token", figures.reference_over_ours_short_verdicts)
+    row("passes alone / ours", figures.ideal_over_ours)
+    row("sequential passes", figures.passes, 0)
+    row("  over their floor", figures.passes_over_floor)
+    row("image encodings", figures.image_encodes_per_answer, 0)
+    row("different candidates", figures.distinct_candidates, 1)
+    for part in (*PARTS, OTHER):
+        row(f"  s: {part}", {n: parts[part] for n, parts in figures.parts.items()}, 3)
     yield by_n
     targets = Table("figure", "measured", "target", "met")
     for target in figures.targets:
@@ -238,12 +245,10 @@ def tables(name: str, figures: SubjectFigures) -> Iterator[Table]:
     yield targets
 
 
-def _ratio(ratios: dict[int, float], n: int) -> str:
-    return f"{ratios[n]:.1f}" if n in ratios else "-"
-
-
 def main(
-    questions: Annotated[int, typer.Option(min=3, help="Questions to each model.")] = 3,
+    questions: Annotated[
+        int, typer.Option(min=3, help="Questions to the wider model; the tiny one gets more.")
+    ] = 3,
     full: Annotated[bool, typer.Option(help="The reference with N = 8 and 16 too.")] = False,
     verdict_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of each verdict of the reference.")
@@ -255,13 +260,13 @@ def main(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     settings = ReferenceSettings(verdict_tokens=verdict_tokens)
-    plan = Plan(questions, OUR_N, THEIR_N_FULL if full else THEIR_N, settings)
+    plan = Plan(questions, OUR_N, THEIR_N_FULL if full else THEIR_N)
 
-    def subjects() -> Iterator[Subject]:
-        yield tiny_subject()
-        yield taught_subject(MID_SIZE)
+    def subjects() -> Iterator[tuple[Subject, Plan]]:
+        yield tiny_subject(), replace(plan, questions=_MORE_OF_TINY * questions)
+        yield taught_subject(MID_SIZE), plan
 
-    measured = run(subjects(), plan, console)
+    measured = run(subjects(), settings, console)
     shown = [table for name, of in measured.models.items() for table in tables(name, of)]
     write_figures(measured, output, console, shown)
 

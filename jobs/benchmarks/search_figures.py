@@ -21,6 +21,7 @@ class OurAnswer:
     parts: dict[str, float]  # seconds; add up to the above
     ideal_seconds: float  # of its forward passes alone
     usage: Usage
+    passes_floor: int  # the longest candidate of each stage, and one for each judge round
     image_encodes: int  # by the model's own count, judge included
     distinct: float  # different candidates, mean over the stages
     whole: bool  # has all four stages
@@ -70,6 +71,7 @@ class SubjectFigures:
 
     made: str
     params: int
+    questions: int
     reference_over_ours: ByN
     reference_over_ours_pairs: dict[int, list[float]]
     reference_over_ours_short_verdicts: ByN  # the reading that favours the reference most
@@ -78,6 +80,8 @@ class SubjectFigures:
     throughput_8_over_1: float
     image_encodes_per_answer: ByN
     ideal_over_ours: ByN
+    passes: ByN  # that waited for one another
+    passes_over_floor: ByN
     seconds: ByN
     parts: dict[int, dict[str, float]]  # means over the questions, in seconds
     distinct_candidates: ByN
@@ -98,7 +102,6 @@ class SearchBenchmark:
     top_p: float
     max_new_tokens: int  # of a stage
     verdict_tokens: int  # of the reference's verdicts
-    questions: int
     cpus: int
     threads: int  # of torch, in one pass
     torch: str
@@ -136,6 +139,7 @@ def subject_figures(
     return SubjectFigures(
         made=made,
         params=params,
+        questions=len(ours[1]),
         **figures,
         reference_over_ours_pairs=ratios,
         latency_n4_over_n1=latency,
@@ -143,6 +147,10 @@ def subject_figures(
         throughput_8_over_1=at_once,
         image_encodes_per_answer=median(lambda answer: answer.image_encodes),
         ideal_over_ours=median(lambda answer: answer.ideal_seconds / answer.seconds),
+        passes=median(lambda answer: answer.usage.sequential_passes),
+        passes_over_floor=median(
+            lambda answer: answer.usage.sequential_passes / answer.passes_floor
+        ),
         seconds=median(lambda answer: answer.seconds),
         parts=parts,
         distinct_candidates={

@@ -46,7 +46,7 @@ class Lesson:
 
 
 TINY = Lesson("tiny", layers=4, steps=160, rows_a_step=32, learning_rate=3e-3)
-MID_SIZE = Lesson("mid-size", layers=8, steps=40, rows_a_step=8, learning_rate=1e-3, width=512)
+MID_SIZE = Lesson("mid-size", layers=8, steps=64, rows_a_step=8, learning_rate=1e-3, width=512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,9 @@ def _teach(learner: Loaded, lesson: Lesson) -> None:
     optimizer = torch.optim.AdamW(
         objective.parameters(), lr=lesson.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
     )
-    warm = max(1, lesson.steps // 8)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1, (done + 1) / warm))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lesson.learning_rate, lesson.steps, pct_start=0.125, cycle_momentum=False
+    )
     rows = draw(ScenesSource(rows=lesson.steps * lesson.rows_a_step))
     for _ in range(lesson.steps):
         arrays, _ = learner.encoder(list(islice(rows, lesson.rows_a_step)))
