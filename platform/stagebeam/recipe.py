@@ -234,7 +234,7 @@ class SearchConfig(Section):
         description="N, candidates a stage (or whole answers); or N by stage, such as"
         " {CAPTION: 2, REASONING: 8}, with one for a stage that is left out.",
     )
-    tournament: Literal["chain", "bracket", "round_robin", "arrival", "auto"] = Field(
+    tournament: Literal["chain", "bracket", "round_robin", "finals", "arrival", "auto"] = Field(
         "auto", description="`auto` is round_robin for N <= 4 and bracket above."
     )
     temperature: float = Field(0.6, ge=0, description="Sampling temperature.")

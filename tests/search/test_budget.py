@@ -25,7 +25,7 @@ async def test_each_stage_draws_its_own_number_and_one_where_none_is_said(
     stages = await kit.decisions(stage_beam, generator, judge, wanted)
     assert [s.planned for s in stages] == [1, 2, 5, 1]
     assert [len(r.seeds) for r in generator.requests] == [1, 2, 5, 1]
-    assert [s.usage.judge_calls for s in stages] == [0, 1, 3, 0]  # a bracket, for the largest N
+    assert [s.usage.judge_calls for s in stages] == [0, 1, 2, 0]  # finals, for the largest N
 
 
 async def decide(
@@ -45,7 +45,7 @@ async def numbers(
     return await decide(kit, generator, judge, len(bodies), **changed)
 
 
-@pytest.mark.parametrize(("form", "rounds"), [("chain", 4), ("bracket", 3)])
+@pytest.mark.parametrize(("form", "rounds"), [("chain", 4), ("bracket", 3), ("finals", 2)])
 @pytest.mark.parametrize("wide", [None, 9.0])
 async def test_without_a_wide_match_every_round_is_played(
     kit: SimpleNamespace, form: str, rounds: int, wide: float | None
@@ -56,7 +56,7 @@ async def test_without_a_wide_match_every_round_is_played(
     assert (decided.winner, len(judge.requests)) == (4, rounds)
 
 
-@pytest.mark.parametrize("form", ["chain", "bracket"])
+@pytest.mark.parametrize("form", ["chain", "bracket", "finals"])
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_match_wider_than_the_margin_ends_its_tournament_after_its_round(
     kit: SimpleNamespace, form: str, seed: int
@@ -82,7 +82,7 @@ async def test_a_margin_that_equals_the_limit_does_not_end_it(
     assert len(judge.requests) == 2
 
 
-@pytest.mark.parametrize("form", ["round_robin", "bracket", "chain", "arrival"])
+@pytest.mark.parametrize("form", ["round_robin", "bracket", "finals", "chain", "arrival"])
 async def test_an_adaptive_budget_stops_at_two_where_one_of_them_clearly_wins(
     kit: SimpleNamespace, form: str
 ) -> None:

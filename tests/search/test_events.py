@@ -70,7 +70,7 @@ async def test_the_same_seed_gives_the_same_trace_seconds_apart(
     assert await once() == await once()
 
 
-@pytest.mark.parametrize("form", ["chain", "bracket", "round_robin", "arrival"])
+@pytest.mark.parametrize("form", ["chain", "bracket", "round_robin", "finals", "arrival"])
 async def test_all_about_a_stage_is_told_between_its_opening_and_its_decision(
     kit: SimpleNamespace, form: str
 ) -> None:

@@ -162,7 +162,7 @@ async def test_a_judged_method_without_a_judge_is_refused_before_any_call(
     assert (await run(kit, generator, None, kit.settings(method=method, candidates=1))).text
 
 
-@pytest.mark.parametrize("form", ["chain", "bracket", "round_robin", "arrival"])
+@pytest.mark.parametrize("form", ["chain", "bracket", "round_robin", "finals", "arrival"])
 @pytest.mark.parametrize("method", ["best_of_n", "sentence_beam", "stage_beam"])
 async def test_without_its_judge_an_answer_still_comes_and_its_ties_are_counted(
     kit: SimpleNamespace, method: str, form: str

@@ -44,7 +44,7 @@ async def test_each_stage_continues_the_winners_text_exactly_as_generated(
 
 @pytest.mark.parametrize(
     ("form", "n", "rounds"),
-    [("auto", 4, 1), ("auto", 5, 3), ("round_robin", 3, 1), ("bracket", 8, 3), ("chain", 4, 3)],
+    [("auto", 4, 1), ("auto", 5, 2), ("round_robin", 3, 1), ("bracket", 8, 3), ("chain", 4, 3)],
 )
 async def test_calls_are_one_a_stage_and_one_a_judge_round(
     kit: SimpleNamespace, form: str, n: int, rounds: int

@@ -19,8 +19,8 @@ from stagebeam.search.contest import contest
 from stagebeam.search.state import SearchError
 from stagebeam.stages import Stage, wrap
 
-FORMS = ("chain", "bracket", "round_robin", "arrival")
-ROUNDS = ("chain", "bracket", "round_robin")  # with a barrier before each
+FORMS = ("chain", "bracket", "round_robin", "finals", "arrival")
+ROUNDS = ("chain", "bracket", "round_robin", "finals")  # with a barrier before each
 
 
 @dataclass
@@ -84,6 +84,10 @@ async def test_a_clear_best_wins_every_form_whatever_the_draw(
         ("bracket", 5, [2, 1, 1]),
         ("bracket", 8, [4, 2, 1]),
         ("bracket", 9, [4, 2, 1, 1]),
+        ("finals", 4, [6]),
+        ("finals", 5, [2, 3]),
+        ("finals", 9, [4, 2, 3]),
+        ("finals", 16, [8, 4, 6]),
         ("round_robin", 2, [1]),
         ("round_robin", 4, [6]),
     ],

@@ -12,8 +12,8 @@ from stagebeam.inference.types import Sampling
 from stagebeam.stages import STAGES
 
 Method = Literal["greedy", "majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"]
-Form = Literal["chain", "bracket", "round_robin", "arrival"]
-Tournament = Literal["chain", "bracket", "round_robin", "arrival", "auto"]
+Form = Literal["chain", "bracket", "round_robin", "finals", "arrival"]
+Tournament = Literal["chain", "bracket", "round_robin", "finals", "arrival", "auto"]
 Budget = Literal["fixed", "adaptive"]
 
 # All pairs of 4 are 6 comparisons in one round; a bracket needs 3 in two.
@@ -119,7 +119,7 @@ class SearchSettings:
         """The tournament form of all stages, with `auto` resolved by the largest N."""
         if self.tournament != "auto":
             return self.tournament
-        return "round_robin" if self.n <= ROUND_ROBIN_UP_TO else "bracket"
+        return "round_robin" if self.n <= ROUND_ROBIN_UP_TO else "finals"
 
     @property
     def plays(self) -> bool:
