@@ -120,7 +120,9 @@ class Trace(_Frozen):
     calibration: str | None = Field(None, description="Fingerprint of the cutoffs of `retrace`.")
     stages: tuple[StageTrace, ...]
     retraces: tuple[RetraceTrace, ...] = ()
-    limited: Limit | None = Field(None, description="The limit that cut the search short.")
+    limited: Limit | None = Field(
+        None, description="The limit that cut a candidate or the search short."
+    )
     text: str = Field(description="The whole staged answer.")
     conclusion: str | None = Field(description="None where the answer has no whole conclusion.")
     problems: tuple[str, ...] = Field(description="What is wrong with `text`, empty if valid.")
