@@ -71,9 +71,8 @@ def build_app(
     generator_loader: generator_room.Loader = generator_room.load,
     judge_loader: judge_room.Loader = judge_room.load,
 ) -> serve.Application:
-    """Four deployments, named as in the module's first line. Loaders run inside the replicas."""
-    generator = _engine_deployment(GeneratorReplica, "generator", config.generator.scaling)
-    judge = _engine_deployment(JudgeReplica, "judge", config.judge.scaling)
+    """Four deployments, named as in the module's first line; three where the generator's replicas
+    judge too. Loaders run inside the replicas."""
     searcher = serve.deployment(
         name="searcher",
         ray_actor_options=_LIGHT,
@@ -87,11 +86,15 @@ def build_app(
         max_ongoing_requests=_GATEWAY_CALLS,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     )(serve.ingress()(Gateway))
-    engines = (
-        generator.bind(_found_anywhere(config.generator), generator_loader),
-        judge.bind(_found_anywhere(config.judge), judge_loader),
-    )
-    return gateway.bind(config, _readable_anywhere(search), searcher.bind(*engines))
+    engine, judging = _found_anywhere(config.generator), _found_anywhere(config.judge)
+    deployed = _engine_deployment(GeneratorReplica, "generator", engine.scaling)
+    if judging.on_generator:
+        generator, judge = deployed.bind(engine, generator_loader, judging), None
+    else:
+        generator = deployed.bind(engine, generator_loader)
+        separate = _engine_deployment(JudgeReplica, "judge", judging.scaling)
+        judge = separate.bind(judging, judge_loader)
+    return gateway.bind(config, _readable_anywhere(search), searcher.bind(generator, judge))
 
 
 @contextmanager

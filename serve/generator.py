@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from stagebeam.inference.types import Candidate, GenerateRequest, Usage
-from stagebeam.recipe import EngineConfig
+from stagebeam.inference.types import (
+    Candidate,
+    GenerateRequest,
+    Judge,
+    Judgement,
+    JudgeRequest,
+    Usage,
+)
+from stagebeam.recipe import EngineConfig, JudgeConfig
 
 Loader = Callable[[EngineConfig], Any]
 
@@ -18,11 +25,22 @@ def load(config: EngineConfig) -> Any:
     return load_generator(config)
 
 
-class GeneratorReplica:
-    """An engine behind Serve; `loader` makes it inside the replica."""
+def judge_on(engine: Any, config: JudgeConfig) -> Judge:
+    """A judge that reads with a generator's engine."""
+    from stagebeam.inference.verdict import EngineJudge
 
-    def __init__(self, config: EngineConfig, loader: Loader = load) -> None:
+    assert config.kind in ("verdict", "likelihood", "mean_likelihood"), "the recipe checks it"
+    return EngineJudge(engine, config.kind, config.scaling.max_batch_rows)
+
+
+class GeneratorReplica:
+    """An engine behind Serve; `loader` makes it inside the replica. A `judge` uses it too."""
+
+    def __init__(
+        self, config: EngineConfig, loader: Loader = load, judge: JudgeConfig | None = None
+    ) -> None:
         self._engine = loader(config)
+        self._judge: Any = None if judge is None else judge_on(self._engine, judge)
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         """Candidates as they finish, then the call's usage."""
@@ -32,6 +50,15 @@ class GeneratorReplica:
     async def fingerprint(self) -> str:
         """Of the weights and settings behind the answers."""
         return str(self._engine.fingerprint)
+
+    async def compare(self, request: JudgeRequest) -> Judgement:
+        """One verdict for each pair."""
+        judgement: Judgement = await self._judge.compare(request)
+        return judgement
+
+    async def judge_fingerprint(self) -> str:
+        """Of the weights and settings behind the verdicts."""
+        return str(self._judge.fingerprint)
 
     def __del__(self) -> None:
         """Serve calls this when it stops the replica."""

@@ -29,7 +29,7 @@ class JudgeReplica:
         judgement: Judgement = await self._engine.compare(request)
         return judgement
 
-    async def fingerprint(self) -> str:
+    async def judge_fingerprint(self) -> str:
         """Of the weights and settings behind the verdicts."""
         return str(self._engine.fingerprint)
 

@@ -19,15 +19,16 @@ from stagebeam.search.trace import StageTrace, Trace
 
 
 class Searcher:
-    """Pure waiting: one replica holds many searches at once."""
+    """Pure waiting: one replica holds many searches at once. Without a `judge` the generator's
+    replicas judge too, and a question's calls meet on one of them."""
 
-    def __init__(self, generator: DeploymentHandle, judge: DeploymentHandle) -> None:
-        self._generator, self._judge = generator, judge
+    def __init__(self, generator: DeploymentHandle, judge: DeploymentHandle | None) -> None:
+        self._generator, self._judge = generator, judge or generator
 
     async def fingerprints(self) -> tuple[str, str]:
         """The generator's and the judge's, asked of live replicas."""
         generator, judge = await asyncio.gather(
-            self._generator.fingerprint.remote(), self._judge.fingerprint.remote()
+            self._generator.fingerprint.remote(), self._judge.judge_fingerprint.remote()
         )
         return generator, judge
 

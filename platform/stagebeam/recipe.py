@@ -173,6 +173,11 @@ class JudgeConfig(EngineConfig):
         "both", description="Whether kind text asks about a pair once, as the paper, or each way."
     )
     max_new_tokens: PositiveInt = Field(512, description="Longest verdict of kind text, tokens.")
+    on_generator: bool = Field(
+        False,
+        description="Judge with the generator's model on its replicas, where image and prefix lie "
+        "ready, instead of on replicas of its own.",
+    )
 
     @model_validator(mode="after")
     def _kind(self) -> Self:
@@ -221,6 +226,16 @@ class ServeConfig(Section):
     generator: EngineConfig
     judge: JudgeConfig
     limits: Limits = Field(default_factory=Limits)
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if not self.judge.on_generator:
+            return self
+        if (self.judge.engine, self.judge.model) != (self.generator.engine, self.generator.model):
+            raise ValueError("a judge on_generator has the generator's engine and model")
+        if self.judge.kind in ("reward", "text", "remote"):
+            raise ValueError(f"a judge of kind {self.judge.kind} cannot be on_generator")
+        return self
 
 
 class SearchConfig(Section):

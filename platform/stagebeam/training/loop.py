@@ -117,8 +117,7 @@ def _step(
     # Dropout (of adapters) follows from the step, so a resumed run draws what the unbroken one did.
     torch.manual_seed(hash((course.seed, step, dist.get_rank())))
     sums = _Sums.of(engine, micro_batches, course.flops)
-    loss = _optimise(engine, micro_batches, sums, step)
-    norm = float(engine.get_global_grad_norm() or 0.0)
+    loss, norm = _optimise(engine, micro_batches, sums, step)
     if not math.isfinite(norm):
         raise FloatingPointError(
             f"The gradient of step {step + 1} is {norm}; its rows: {_all_ids(micro_batches)}."
@@ -165,8 +164,9 @@ class _Sums:
         return cls(tensors, sums[:-2], float(sums[-2]), float(sums[-1]))
 
 
-def _optimise(engine: Any, batches: Step, sums: _Sums, step: int) -> float:
-    """Forward, backward and update; returns the loss of the global batch."""
+def _optimise(engine: Any, batches: Step, sums: _Sums, step: int) -> tuple[float, float]:
+    """Forward, backward and update; returns the loss of the global batch and its gradient's norm
+    before clipping."""
     # DeepSpeed averages over ranks and over micro-batches: undo both, divide by the true weight.
     weights = sums.weights.clamp_min(1)
     scale = dist.get_world_size() * len(sums.tensors) / weights
@@ -179,8 +179,19 @@ def _optimise(engine: Any, batches: Step, sums: _Sums, step: int) -> float:
             if not torch.isfinite(total).all():
                 raise FloatingPointError(_blame(engine, batches, sums, step))
         engine.backward((terms * scale).sum().float())
+        norm = _norm_of_plain_gradients(engine)
         engine.step()
-    return float((total / weights).sum())
+    told = engine.get_global_grad_norm() if norm is None else norm
+    return float((total / weights).sum()), float(told or 0.0)
+
+
+def _norm_of_plain_gradients(engine: Any) -> float | None:
+    """Of what torch's own optimizer steps with, at stage 0 in float32: DeepSpeed tells the norm of
+    its own optimizers alone. None where it will tell."""
+    if hasattr(engine.optimizer, "_global_grad_norm"):
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def _blame(engine: Any, batches: Step, sums: _Sums, step: int) -> str:
