@@ -35,6 +35,7 @@ from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, name_of, 
 from stagebeam.evaluation.ask import Ask, GeneratorAsk, HttpAsk, run_method
 from stagebeam.evaluation.cases import Case, cases_of
 from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, label
+from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.report import method_lines, write_report
 from stagebeam.evaluation.results import Accuracies, Results
 from stagebeam.evaluation.scoring import correct
@@ -42,6 +43,8 @@ from stagebeam.inference.types import Generator
 from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings
+from stagebeam.search.calibration import read_calibration
+from stagebeam.search.seeds import question_key
 from stagebeam.tracking import start_run
 
 IDENTITY_FILE = "identity.json"
@@ -84,6 +87,15 @@ def load_questions(config: EvaluationConfig) -> list[Example]:
     return examples
 
 
+def check_calibration(recipe: Recipe, examples: Sequence[Example]) -> None:
+    """Raises ValueError if a question is among those that the search was calibrated on."""
+    path = recipe.search.calibration
+    if path is None or not path.exists():
+        return  # a search that needs it refuses by itself
+    digests = {question_key(prompt_of(example)): example.id for example in examples}
+    read_calibration(path).check_rows(digests, f"the evaluation of '{recipe.name}'")
+
+
 async def measure(
     recipe: Recipe,
     url: str,
@@ -99,7 +111,7 @@ async def measure(
     models or settings and `fresh` is not set.
     """
     config = _section(recipe)
-    endpoint = await _endpoint(url)
+    endpoint = await endpoint_of(url)
     store = _store(config.output_dir, _identity(recipe, endpoint.generator, endpoint.judge), fresh)
     plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
@@ -129,7 +141,7 @@ async def measure_alone(
         store = _store(folder, _identity(recipe, fingerprint, None), fresh)
         ask: Ask = GeneratorAsk(generator, fingerprint, settings)
         return (await _run(ask, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
-    endpoint = await _endpoint(source)
+    endpoint = await endpoint_of(source)
     store = _store(folder, _identity(recipe, endpoint.generator, None), fresh)
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
         ask = HttpAsk(client, endpoint.model, settings)
@@ -179,20 +191,23 @@ def machine() -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Endpoint:
+class Endpoint:
+    """A served recipe: where it answers, its model's name and both fingerprints."""
+
     base_url: str
     model: str
     generator: str
     judge: str
 
 
-async def _endpoint(url: str) -> _Endpoint:
+async def endpoint_of(url: str) -> Endpoint:
+    """Raises ValueError if nothing of ours answers at `url`."""
     try:
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             health = (await client.get("/healthz")).raise_for_status().json()
             models = (await client.get("/v1/models")).raise_for_status().json()
         model = models["data"][0]["id"]
-        return _Endpoint(f"{url.rstrip('/')}/v1", model, health["generator"], health["judge"])
+        return Endpoint(f"{url.rstrip('/')}/v1", model, health["generator"], health["judge"])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"{url} does not answer: {error}.") from None
     except (KeyError, IndexError, TypeError, ValueError):
@@ -279,6 +294,7 @@ def evaluate(
     """Measure, track and report; returns the report page's path. Raises ValueError as `measure`."""
     config = _section(recipe)
     examples = load_questions(config)
+    check_calibration(recipe, examples)
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
         if url is None:

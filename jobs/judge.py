@@ -22,7 +22,12 @@ from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
 from jobs.train import TrainSummary, ensure_model, finished, plan_of, required_train, run_training
-from stagebeam.data.preferences import Preference, first_fault, write_preferences
+from stagebeam.data.preferences import (
+    Preference,
+    first_fault,
+    read_preferences,
+    write_preferences,
+)
 from stagebeam.data.shards import iter_examples
 from stagebeam.inference.load import load_generator
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling
@@ -53,8 +58,10 @@ def train_judge(recipe: Recipe, run: Run, console: Console, *, fresh: bool = Fal
     done = finished(config.output_dir, settings, fresh=fresh)
     if done is not None:
         return done
-    pairs = config.output_dir / PAIRS_FILE
-    if not pairs.exists():
+    pairs = config.output_dir / PAIRS_FILE if config.pairs is None else config.pairs.absolute()
+    if config.pairs is not None:
+        read_preferences(pairs)  # what is wrong with them is said before training starts
+    elif not pairs.exists():
         write_preferences(pairs, sample_pairs(recipe, config, generator, console))
     train = _train_config(recipe, config)
     trained = recipe.model.model_copy(update={"path": str(generator), "tiny_layers": None})

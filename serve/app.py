@@ -91,7 +91,7 @@ def build_app(
         generator.bind(_found_anywhere(config.generator), generator_loader),
         judge.bind(_found_anywhere(config.judge), judge_loader),
     )
-    return gateway.bind(config, search, searcher.bind(*engines))
+    return gateway.bind(config, _readable_anywhere(search), searcher.bind(*engines))
 
 
 @contextmanager
@@ -127,6 +127,13 @@ def _found_anywhere(config: EngineConfigT) -> EngineConfigT:
     if config.engine == "openai" or not folder.exists():  # a server's name may look like a path
         return config
     return config.model_copy(update={"model": str(folder.absolute())})
+
+
+def _readable_anywhere(search: SearchConfig) -> SearchConfig:
+    """The calibration by its absolute path, for the same reason."""
+    if search.calibration is None:
+        return search
+    return search.model_copy(update={"calibration": search.calibration.absolute()})
 
 
 def _engine_deployment(replica: type, name: str, scaling: Autoscaling) -> serve.Deployment:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from stagebeam.search.settings import Method, Tournament
+from stagebeam.schema import Candidates
+from stagebeam.search.settings import Budget, Method, Tournament
 from stagebeam.search.trace import UsageTrace
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 
@@ -75,12 +77,18 @@ class SearchFields(_Request):
     """How to search for this answer; what is left out follows the operator's recipe."""
 
     method: Method | None = None
-    candidates: PositiveInt | None = None
+    candidates: Candidates | None = None
     tournament: Tournament | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Seed | None = None
     max_new_tokens: PositiveInt | None = None
+    early_stop_margin: Positive | None = None
+    budget: Budget | None = None
+    max_answer_tokens: PositiveInt | None = None
+    max_seconds: Positive | None = None
+    explain: bool | None = None
+    max_retraces: Annotated[int, Field(ge=0)] | None = None
     include_trace: bool = False
 
 

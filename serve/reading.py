@@ -66,13 +66,24 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
     for name, limit in (
         ("candidates", limits.max_candidates),
         ("max_new_tokens", limits.max_new_tokens),
+        ("max_answer_tokens", limits.max_answer_tokens),
+        ("max_seconds", limits.max_seconds),
+        ("max_retraces", limits.max_retraces),
     ):
-        if asked.get(name, 0) > limit:
+        if limit is not None and _largest(asked.get(name, 0)) > limit:
             raise ApiError(400, f"{name} is over this server's limit of {limit}.", param=name)
+    wanted = {**defaults.model_dump(), **asked}
+    for name in ("max_answer_tokens", "max_seconds"):
+        allowed = [v for v in (wanted[name], getattr(limits, name)) if v is not None]
+        wanted[name] = min(allowed, default=None)
     try:
-        return SearchSettings(**{**defaults.model_dump(), **asked})
+        return SearchSettings(**wanted)
     except ValueError as error:
         raise ApiError(400, str(error), param="search") from None
+
+
+def _largest(value: float | dict[str, int]) -> float:
+    return max(value.values(), default=0) if isinstance(value, dict) else value
 
 
 def to_prompt(chat: ChatRequest, limits: Limits) -> Prompt:

@@ -18,6 +18,7 @@ from serve.protocol import (
     Delta,
     UsageInfo,
 )
+from stagebeam.search.fold import winner_of
 from stagebeam.search.trace import StageTrace, Trace
 from stagebeam.stages import STAGES, Stage, parse, wrap
 
@@ -47,6 +48,7 @@ class EventStream:
 
     def __init__(self, reply_id: str, model: str) -> None:
         self._id, self._model, self._created = reply_id, model, int(time.time())
+        self._text = ""  # decided so far; a stage may be decided in several pieces
         self._sent: list[Stage] = []
 
     def opened(self) -> bytes:
@@ -54,8 +56,8 @@ class EventStream:
 
     def decided(self, stage: StageTrace) -> Iterator[bytes]:
         """Events for the stages that the winner of this decision brings."""
-        winner = next(c for c in stage.candidates if c.index == stage.winner)
-        yield from self._texts(winner.text)
+        self._text += winner_of(stage).text
+        yield from self._texts(self._text)
 
     def closed(self, trace: Trace, *, include_usage: bool, include_trace: bool) -> Iterator[bytes]:
         yield from self._texts(trace.text)
@@ -112,6 +114,7 @@ def _usage(trace: Trace) -> UsageInfo:
 
 
 def _finish_reason(trace: Trace) -> Literal["stop", "length"]:
-    last = trace.stages[-1]
-    winner = next(c for c in last.candidates if c.index == last.winner)
-    return "length" if winner.finish == "length" else "stop"
+    """A limit that left no whole conclusion cut the answer, whatever the last stage says."""
+    if trace.limited is not None and trace.conclusion is None:
+        return "length"
+    return "length" if winner_of(trace.stages[-1]).finish == "length" else "stop"

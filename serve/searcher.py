@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from ray.serve.handle import DeploymentHandle
 
-from serve.handles import HandleGenerator, HandleJudge
+from serve.handles import HandleGenerator, HandleJudge, RefusedError
 from stagebeam.inference.types import Prompt
-from stagebeam.search import SearchSettings, answer
+from stagebeam.search import SearchSettings, events
+from stagebeam.search.events import Answered
+from stagebeam.search.fold import Fold
 from stagebeam.search.seeds import question_key
+from stagebeam.search.state import UnfitError
 from stagebeam.search.trace import StageTrace, Trace
 
 
@@ -32,31 +36,25 @@ class Searcher:
     ) -> AsyncIterator[StageTrace | Trace]:
         """Each decision as it is made, then the whole trace, last.
 
-        Raises RefusedError where an engine refuses the question.
+        Raises RefusedError where an engine refuses the question, or cannot search as asked.
         """
         generator_id, judge_id = await self.fingerprints()
         key = question_key(prompt)
-        decided: asyncio.Queue[StageTrace | Trace | None] = asyncio.Queue()
-
-        async def run() -> None:
-            try:
-                trace = await answer(
-                    prompt,
-                    HandleGenerator(self._generator, key),
-                    HandleJudge(self._judge, key),
-                    settings,
-                    generator_id=generator_id,
-                    judge_id=judge_id,
-                    on_stage=decided.put,
-                )
-                await decided.put(trace)
-            finally:
-                decided.put_nowait(None)
-
-        task = asyncio.create_task(run())
+        fold = Fold()
+        stream = events(
+            prompt,
+            HandleGenerator(self._generator, key),
+            HandleJudge(self._judge, key),
+            settings,
+            generator_id=generator_id,
+            judge_id=judge_id,
+        )
         try:
-            while (item := await decided.get()) is not None:
-                yield item
-            await task
-        finally:
-            task.cancel()
+            async with aclosing(stream):
+                async for event in stream:
+                    if isinstance(event, Answered):
+                        yield event.trace
+                    elif (decided := fold.add(event)) is not None:
+                        yield decided
+        except UnfitError as error:
+            raise RefusedError(str(error)) from None

@@ -15,6 +15,9 @@ from typer.testing import CliRunner, Result
 from jobs.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
+# What a command reads first and what else it must be given, where that is not a recipe alone.
+READS = {"preferences": "trace"}
+NEEDS = {"preferences": ("--output", "pairs")}
 
 # A job that another test has imported runs again here as a script, as it is meant to.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -55,15 +58,15 @@ def test_a_commands_help_is_its_jobs_help(name: str) -> None:
     helped = call(name, "--help")
     assert helped.exit_code == 0, helped.output
     assert f"Usage: python -m jobs.{name} " in helped.output
-    assert "recipe" in helped.output
+    assert READS.get(name, "recipe") in helped.output
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path: Path) -> None:
     missing = tmp_path / "no.yaml"
-    failed = call(name, str(missing))
+    failed = call(name, str(missing), *NEEDS.get(name, ()))
     assert failed.exit_code == 2, failed.output
-    assert failed.output == f"error: There is no recipe file at {missing}.\n"
+    assert failed.output == f"error: There is no {READS.get(name, 'recipe')} file at {missing}.\n"
 
 
 def test_arguments_reach_the_job_as_they_came(monkeypatch: pytest.MonkeyPatch) -> None:

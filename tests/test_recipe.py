@@ -43,6 +43,22 @@ def write(path: Path, **sections: Any) -> Path:
         ({"train": {"output_dir": "o", "epochs": True}}, "'train.epochs': .* got True"),
         ({"train": {"output_dir": "o", "learning_rate": float("inf")}}, "'train.learning_rate'"),
         ({"search": {"candidates": 0}}, "'search.candidates': .* greater than 0, got 0"),
+        (
+            {"search": {"candidates": {"CAPTION": 0}}},
+            "'search.candidates.CAPTION': .* greater than 0, got 0",
+        ),
+        (
+            {"search": {"candidates": {"caption": 2}}},
+            r"'search.candidates.caption.\[key\]': .*'SUMMARY', 'CAPTION'.* got 'caption'",
+        ),
+        (
+            {"search": {"candidates": {"CAPTION": 2}, "method": "majority"}},
+            "'search': majority does not go by stages: candidates must be one number",
+        ),
+        (
+            {"search": {"budget": "adaptive"}},
+            "'search': an adaptive budget needs early_stop_margin",
+        ),
         ({"search": {"method": "beam"}}, "'search.method': .* got 'beam'"),
         (
             {"train": {"output_dir": "o", "num_workers": 4, "global_batch_size": 30}},

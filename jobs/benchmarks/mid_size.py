@@ -1,4 +1,4 @@
-"""A Mllama of some ten million weights (or wider), and scenes to train it on."""
+"""A Mllama of some tens of millions of weights, and scenes to train it on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vocabulary() -> list[str]:
     return [*wording(), *(message.text for scene in scenes for message in scene.messages)]
 
 
-def build_mid_size(folder: Path, width: int = 256, layers: int = 10) -> int:
+def build_mid_size(folder: Path, width: int, layers: int) -> int:
     """Write the model; returns the number of its weights."""
     with tempfile.TemporaryDirectory() as scratch:
         tiny = Path(scratch) / "tiny"

@@ -36,6 +36,7 @@ from stagebeam.training.launch import Job, fit, worker_environment
 from stagebeam.training.tasks import SupervisedTask
 
 OUTPUT = Path("runs/bench/train.json")
+_WIDTH, _LAYERS = 512, 8  # a step of some two seconds on two cores
 _WARM_UP_STEPS = 3  # caches, and DeepSpeed's trace of which weights come when
 _NICENESS = 15  # Ray's workers have it
 
@@ -136,7 +137,7 @@ def bare(job: Job, folder: Path) -> list[float]:
 
 def run(folder: Path, world_size: int, steps: int, pairs: int, console: Console) -> TrainBenchmark:
     """All of it, in `folder`."""
-    params = build_mid_size(folder / "model")
+    params = build_mid_size(folder / "model", _WIDTH, _LAYERS)
     write_scenes(folder / "shards", ROWS_A_STEP * (steps + _WARM_UP_STEPS))
     ratios, waits, ours, theirs = [], [], [], []
     for pair in range(pairs):
@@ -174,7 +175,7 @@ def _told(pair: int, *columns: Sequence[float]) -> str:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=2, help="Measured steps of each run.")] = 16,
+    steps: Annotated[int, typer.Option(min=2, help="Measured steps of each run.")] = 12,
     pairs: Annotated[int, typer.Option(min=1, help="Times that both are run.")] = 3,
     world_size: Annotated[int, typer.Option(min=1, help="Ranks.")] = 2,
     output: Annotated[Path, typer.Option(help="Figures as JSON.")] = OUTPUT,

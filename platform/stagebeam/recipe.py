@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from stagebeam.annotate_config import AnnotateConfig
 from stagebeam.endpoint_config import EngineServer
-from stagebeam.schema import PositiveInt, Section
+from stagebeam.schema import Candidates, PositiveInt, Section
 from stagebeam.source_config import Source
 from stagebeam.train_config import TrainConfig
 
@@ -89,6 +89,11 @@ class JudgeTraining(Section):
     output_dir: Path = Field(description="Pairs, checkpoints and the judge's model go here.")
     model: ModelConfig | None = Field(
         None, description="What it starts from; left out, the trained generator's weights."
+    )
+    pairs: Path | None = Field(
+        None,
+        description="Preferences to learn from, as `stagebeam preferences` writes them; left out, "
+        "the generator's own mistakes on training questions.",
     )
     questions: PositiveInt = Field(512, description="Training questions that are sampled.")
     samples: PositiveInt = Field(4, description="Samples of the generator for each question.")
@@ -200,6 +205,11 @@ class Limits(Section):
     max_questions: PositiveInt = Field(
         256, description="Questions searched at once; as many again wait, more are turned away."
     )
+    max_answer_tokens: PositiveInt | None = Field(
+        None, description="Most tokens sampled for one answer, over all its candidates."
+    )
+    max_seconds: float | None = Field(None, gt=0, description="Longest search, seconds.")
+    max_retraces: int = Field(8, ge=0, description="Times that a stage may go back.")
 
 
 class ServeConfig(Section):
@@ -216,11 +226,15 @@ class ServeConfig(Section):
 class SearchConfig(Section):
     """How an answer is searched for; a request may override it within the operator's limits."""
 
-    method: Literal["greedy", "majority", "best_of_n", "stage_beam"] = Field(
-        "stage_beam", description="See docs/search.md."
+    method: Literal["greedy", "majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"] = (
+        Field("stage_beam", description="See docs/search.md.")
     )
-    candidates: PositiveInt = Field(4, description="N, candidates a stage (or whole answers).")
-    tournament: Literal["chain", "bracket", "round_robin", "auto"] = Field(
+    candidates: Candidates = Field(
+        4,
+        description="N, candidates a stage (or whole answers); or N by stage, such as"
+        " {CAPTION: 2, REASONING: 8}, with one for a stage that is left out.",
+    )
+    tournament: Literal["chain", "bracket", "round_robin", "finals", "arrival", "auto"] = Field(
         "auto", description="`auto` is round_robin for N <= 4 and bracket above."
     )
     temperature: float = Field(0.6, ge=0, description="Sampling temperature.")
@@ -228,6 +242,32 @@ class SearchConfig(Section):
     max_new_tokens: PositiveInt = Field(2048, description="Longest stage or answer, tokens.")
     tie_margin: float = Field(1e-6, ge=0, description="Margins up to this (log-odds) are ties.")
     seed: int = Field(0, description="Run seed that every candidate's seed derives from.")
+    early_stop_margin: float | None = Field(
+        None, gt=0, description="A match wider than this (log-odds) ends its tournament."
+    )
+    budget: Literal["fixed", "adaptive"] = Field(
+        "fixed",
+        description="`adaptive` draws two candidates first, and the others only where those two "
+        "differ and neither wins by more than early_stop_margin.",
+    )
+    max_answer_tokens: PositiveInt | None = Field(
+        None, description="Most tokens sampled for one answer, over all its candidates."
+    )
+    max_seconds: float | None = Field(None, gt=0, description="Longest search, seconds.")
+    explain: bool = Field(False, description="Have the judge write a sentence on each match.")
+    kept: PositiveInt = Field(2, description="`retrace`: candidates of a stage that go on.")
+    max_retraces: int = Field(3, ge=0, description="`retrace`: times that a stage may go back.")
+    calibration: Path | None = Field(
+        None, description="`retrace`: file with its cutoffs, which `stagebeam calibrate` makes."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.budget == "adaptive" and self.early_stop_margin is None:
+            raise ValueError("an adaptive budget needs early_stop_margin")
+        if isinstance(self.candidates, dict) and self.method not in ("stage_beam", "retrace"):
+            raise ValueError(f"{self.method} does not go by stages: candidates must be one number")
+        return self
 
 
 class EvaluationConfig(Section):

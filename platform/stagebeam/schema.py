@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+_Stage = Literal["SUMMARY", "CAPTION", "REASONING", "CONCLUSION"]
+_NUMBER: TypeAdapter[Any] = TypeAdapter(PositiveInt)
+_BY_STAGE: TypeAdapter[Any] = TypeAdapter(dict[_Stage, PositiveInt])
+
+
+def _candidates(value: Any) -> Any:
+    # Not a union: its errors would name both forms.
+    return (_BY_STAGE if isinstance(value, dict) else _NUMBER).validate_python(value)
+
+
+# N, or N by stage; a stage that is left out has one candidate.
+Candidates = Annotated[int | dict[str, int], PlainValidator(_candidates)]
 
 
 class Section(BaseModel):

@@ -24,6 +24,7 @@ def trace(*said: str, winner: int = 0, **usage: int) -> Trace:
     texts = [render(dict.fromkeys(STAGES, one)) for one in said]
     stage = StageTrace(
         stage="ANSWER",
+        planned=len(texts),
         candidates=tuple(
             CandidateTrace(index=i, text=t, tokens=9, logprob=-1, finish="stop", valid=True)
             for i, t in enumerate(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -122,14 +123,15 @@ async def test_without_logprobs_the_verdict_is_taken_as_text_and_told_once(
     chat = Chat(says=says, logprobs=logprobs)
     judge = judge_over(chat, retries=0)
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            judgement = await judge.compare(request_of((0, 1), (1, 0)))
+        request = request_of((0, 1), (1, 0))
+        together = await asyncio.gather(*(judge.compare(request) for _ in range(3)))
+        for judgement in (*together, await judge.compare(request)):
             assert [v.margin for v in judgement.verdicts] == [1, -1]
             assert judgement.explanations == ("it is good", "it is good")
     told = [r.message for r in caplog.records if "no log-probabilities" in r.message]
     assert len(told) == 1
     asked_once = [body for body in chat.requests if not body.get("stream")]
-    assert len(asked_once) <= 8  # of the first call alone
+    assert len(asked_once) <= 3 * 8  # of the first calls alone
     assert all(body.get("stream") for body in chat.requests[-4:])
 
 

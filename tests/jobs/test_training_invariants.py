@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from training_runs import BATCH, STEPS, Training, prepared, write_recipe
 
 from jobs.train import plan_of, required_train
@@ -26,8 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Another division sums float32 in another order, which the steps then carry on: AdamW divides by
 # the gradient's size, so where a gradient is nearly zero its rounding error moves the weight.
-CLOSE = 1e-4  # relative, of losses
-CLOSE_NORM = 1e-3  # relative, of gradients' norms
+# Seen after 24 steps: 2e-7 of losses and 6e-7 of norms.
+CLOSE = 1e-5  # relative, of losses
+CLOSE_NORM = 1e-4  # relative, of gradients' norms
 
 DIVISIONS: dict[str, dict[str, int]] = {
     "batch-8-x-1": {"num_workers": 1},
@@ -116,6 +116,6 @@ def gaps(run: Training, plain: Plain) -> dict[str, float]:
     told = run.steps()
     losses = [abs(a["train/loss"] / b - 1) for a, b in zip(told, plain.losses, strict=True)]
     norms = [abs(a["train/grad_norm"] / b - 1) for a, b in zip(told, plain.norms, strict=True)]
-    weights = load_file(run.weights)
+    weights = load(str(run.output / "model"), "cpu").model.state_dict()
     far = max(float((w - plain.weights[name]).abs().max()) for name, w in weights.items())
     return {"losses": max(losses), "norms": max(norms), "weights": far}

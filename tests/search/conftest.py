@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,12 @@ from stagebeam.inference.types import (
     Verdict,
 )
 from stagebeam.records import Message
+from stagebeam.search.calibration import Calibration, StageScores, write_calibration
+from stagebeam.search.events import Event
+from stagebeam.search.fold import Fold
 from stagebeam.search.settings import SearchSettings
+from stagebeam.search.state import Search
+from stagebeam.search.trace import StageTrace
 from stagebeam.stages import STAGES, Stage, render, wrap
 
 
@@ -70,10 +77,10 @@ class SeededGenerator:
         yield Usage(decode_tokens=3 * len(request.seeds), sequential_passes=3)
 
     def _text(self, request: GenerateRequest, seed: int) -> str:
-        if request.stops == (Stage.CONCLUSION.close_tag,) and not request.prefix:
-            return render({s: f"{seed % 5}" for s in STAGES})
-        stage = next(s for s in STAGES if s.close_tag in request.stops)
-        return wrap(stage, f"{seed}")
+        missing = [s for s in STAGES if s.close_tag not in request.prefix]
+        if request.stops == (Stage.CONCLUSION.close_tag,) and len(missing) > 1:
+            return " ".join(wrap(s, f"{seed % 5}") for s in missing)
+        return wrap(next(s for s in missing if s.close_tag in request.stops), f"{seed}")
 
 
 @dataclass
@@ -94,10 +101,12 @@ class HangingGenerator:
 
 @dataclass
 class ScriptedJudge:
-    """Prefers the text with the higher score, with a constant bias for what it reads first."""
+    """Prefers the text with the higher score, with a constant bias for what it reads first; a
+    pointwise one also tells the scores."""
 
     score: Callable[[str], float]
     bias: float = 0.0
+    pointwise: bool = False
     usage: Usage = field(default_factory=lambda: Usage(judge_tokens=10))
     requests: list[JudgeRequest] = field(default_factory=list)
 
@@ -106,12 +115,44 @@ class ScriptedJudge:
         texts = request.candidates
         margins = [self.score(texts[a]) - self.score(texts[b]) for a, b in request.pairs]
         verdicts = tuple(Verdict(m + self.bias, m - self.bias) for m in margins)
-        return Judgement(verdicts, self.usage)
+        scores = tuple(map(self.score, texts)) if self.pointwise else ()
+        said = tuple(f"{a} against {b}" for a, b in request.pairs) if request.explain else ()
+        return Judgement(verdicts, self.usage, scores, said)
 
 
 class FailingJudge:
     async def compare(self, request: JudgeRequest) -> Judgement:
         raise ConnectionError("the judge is gone")
+
+
+class Told(Fold):
+    """Keeps the events beside what they come to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+
+    async def hear(self, event: Event) -> None:
+        self.events.append(event)
+        self.add(event)
+
+
+def search(generator: Any, judge: Any, wanted: SearchSettings) -> tuple[Search, Told]:
+    """A search under way, and what it tells."""
+    told = Told()
+    return Search(ask(), generator, judge, wanted, told.hear), told
+
+
+async def decisions(
+    method: Callable[[Search], Awaitable[object]],
+    generator: Any,
+    judge: Any,
+    wanted: SearchSettings,
+) -> list[StageTrace]:
+    """What a method decides."""
+    started, told = search(generator, judge, wanted)
+    await method(started)
+    return told.stages
 
 
 def by_number(text: str) -> float:
@@ -127,6 +168,17 @@ def staged(answer: str, thought: str = "thinking") -> str:
 
 def beam_script(lines: Mapping[Stage, Sequence[Say]]) -> dict[str, Sequence[Say]]:
     return {stage.close_tag: said for stage, said in lines.items()}
+
+
+def calibration(folder: Path, cutoff: float = -1e9, **cutoffs: float) -> Path:
+    """A calibration file with one cutoff for every stage but those named."""
+    figures = {
+        stage: StageScores(count=2, mean=0, std=0, cutoff=cutoffs.get(stage.value, cutoff))
+        for stage in STAGES
+    }
+    path = folder / "calibration.json"
+    write_calibration(Calibration(generator="g1", judge="j1", z=0.0, stages=figures, rows=()), path)
+    return path
 
 
 def ask(text: str = "How many red balls are there?", image: bytes = b"image") -> Prompt:
@@ -152,4 +204,7 @@ def kit() -> SimpleNamespace:
         beam_script=beam_script,
         ask=ask,
         settings=settings,
+        search=search,
+        decisions=decisions,
+        calibration=calibration,
     )

@@ -16,7 +16,7 @@ async def test_whole_answers_are_drawn_in_one_call_and_judged_whole(
     script = {"</CONCLUSION>": [kit.Say(kit.staged(str(n))) for n in (3, 9, 4, 1)]}
     generator, judge = kit.ScriptedGenerator(script), kit.ScriptedJudge(kit.by_number)
     settings = kit.settings(method="best_of_n", candidates=4, tournament=form)
-    (only,) = [s async for s in best_of_n(kit.ask(), generator, judge, settings)]
+    (only,) = await kit.decisions(best_of_n, generator, judge, settings)
     assert (len(generator.requests), len(judge.requests)) == (1, calls)
     assert all(r.stage is None and r.prefix == "" for r in judge.requests)
     assert (only.stage, only.winner) == ("ANSWER", 1)
@@ -28,7 +28,7 @@ async def test_an_answer_with_a_stage_missing_loses_by_rule(kit: SimpleNamespace
     script = {"</CONCLUSION>": [bare, kit.Say(kit.staged("1"))]}
     generator = kit.ScriptedGenerator(script)
     settings = kit.settings(method="best_of_n", candidates=2)
-    (only,) = [s async for s in best_of_n(kit.ask(), generator, None, settings)]
+    (only,) = await kit.decisions(best_of_n, generator, None, settings)
     assert only.winner == 1
     assert [c.valid for c in only.candidates] == [False, True]
     assert [m.decided_by for m in only.matches] == ["rule"]

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from stagebeam.search.contest import contest
 from stagebeam.search.trace import StageTrace
 
 
-async def decide(kit: SimpleNamespace, key: str = "key", **changed: object) -> StageTrace:
+async def decide(kit: SimpleNamespace, key: str = "key", **changed: Any) -> StageTrace:
     """Five answers, 0 to 4, of which the judge likes the higher and the generator the lower."""
     lines = [kit.Say(kit.staged(str(i)), logprob=-float(i + 1)) for i in range(5)]
     generator = kit.ScriptedGenerator({"</CONCLUSION>": lines})
     judge = kit.ScriptedJudge(kit.by_number)
-    settings = kit.settings(method="best_of_n", candidates=5, **changed)
-    return await contest(kit.ask(), generator, judge, settings, key, stage=None)
+    settings = kit.settings(method="best_of_n", **{"candidates": 5, **changed})
+    search, told = kit.search(generator, judge, settings)
+    search.key = key
+    await contest(search, search.spot(None), settings.n)
+    (decided,) = told.stages
+    return decided
 
 
 def pairs(decided: StageTrace) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ async def test_greedy_is_one_call_at_temperature_zero_for_a_whole_answer(
 ) -> None:
     generator = kit.ScriptedGenerator({"</CONCLUSION>": [kit.Say(kit.staged("2"))]})
     settings = kit.settings(method="greedy", candidates=8, temperature=0.9)
-    stages = [s async for s in greedy(kit.ask(), generator, None, settings)]
+    stages = await kit.decisions(greedy, generator, None, settings)
     (request,) = generator.requests
     assert (request.prefix, request.stops, len(request.seeds)) == ("", ("</CONCLUSION>",), 1)
     assert request.sampling.temperature == 0

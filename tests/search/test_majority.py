@@ -25,7 +25,7 @@ async def test_the_most_common_conclusion_wins_in_one_call_without_a_judge(
     script = {"</CONCLUSION>": [kit.Say(kit.staged(a)) for a in answers]}
     generator = kit.ScriptedGenerator(script)
     settings = kit.settings(method="majority", candidates=4)
-    (only,) = [s async for s in majority(kit.ask(), generator, kit.FailingJudge(), settings)]
+    (only,) = await kit.decisions(majority, generator, kit.FailingJudge(), settings)
     assert len(generator.requests) == 1
     assert (only.stage, only.winner, only.matches) == ("ANSWER", 1, ())
     assert only.usage.judge_calls == 0
@@ -61,7 +61,6 @@ async def test_majority_and_best_of_n_see_the_same_samples(kit: SimpleNamespace)
     generator, judge = kit.SeededGenerator(), kit.ScriptedJudge(len)
     for method in (majority, best_of_n):
         settings = kit.settings(method=method.__name__, candidates=4)
-        async for _ in method(kit.ask(), generator, judge, settings):
-            pass
+        await kit.decisions(method, generator, judge, settings)
     one, other = generator.requests
     assert one == other

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from stagebeam.inference.types import Prompt
+from stagebeam.inference.types import Judgement, JudgeRequest, Prompt
 from stagebeam.records import Message
 from stagebeam.search import SearchSettings, Trace, answer, check_prompt
-from stagebeam.search.propose import SearchError
-from stagebeam.search.run import METHODS
+from stagebeam.search.state import SearchError
 from stagebeam.search.trace import StageTrace
 from stagebeam.stages import STAGES, parse
+
+PLAIN = ("greedy", "majority", "best_of_n", "sentence_beam", "stage_beam")  # need no cutoffs
 
 
 async def run(
@@ -69,7 +70,7 @@ async def test_usage_is_the_sum_over_the_stages(kit: SimpleNamespace) -> None:
     assert trace.usage.seconds >= sum(s.usage.seconds for s in trace.stages) > 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 async def test_the_same_question_and_seed_give_the_same_trace(
     kit: SimpleNamespace, method: str
 ) -> None:
@@ -114,7 +115,7 @@ async def test_another_seed_gives_other_candidates(kit: SimpleNamespace) -> None
     assert one.text != two.text
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 async def test_on_stage_is_awaited_with_each_decision_as_it_is_made(
     kit: SimpleNamespace, method: str
 ) -> None:
@@ -128,7 +129,9 @@ async def test_on_stage_is_awaited_with_each_decision_as_it_is_made(
 
     trace = await run(kit, generator, judge, kit.settings(method=method), on_stage=on_stage)
     staged = [(s.value, i) for i, s in enumerate(STAGES, 1)]
-    assert seen == (staged if method == "stage_beam" else [("ANSWER", 1)])
+    sentences = [("SENTENCE", i) for i in range(1, 5)]
+    known = {"stage_beam": staged, "sentence_beam": sentences}
+    assert seen == known.get(method, [("ANSWER", 1)])
     assert trace.stages == tuple(decided)
 
 
@@ -159,13 +162,48 @@ async def test_a_judged_method_without_a_judge_is_refused_before_any_call(
     assert (await run(kit, generator, None, kit.settings(method=method, candidates=1))).text
 
 
-@pytest.mark.parametrize("method", ["best_of_n", "stage_beam"])
-async def test_a_judges_failure_reaches_the_caller(kit: SimpleNamespace, method: str) -> None:
-    with pytest.raises(ConnectionError, match="the judge is gone"):
-        await run(kit, kit.SeededGenerator(), kit.FailingJudge(), kit.settings(method=method))
+@pytest.mark.parametrize("form", ["chain", "bracket", "round_robin", "finals", "arrival"])
+@pytest.mark.parametrize("method", ["best_of_n", "sentence_beam", "stage_beam"])
+async def test_without_its_judge_an_answer_still_comes_and_its_ties_are_counted(
+    kit: SimpleNamespace, method: str, form: str
+) -> None:
+    settings = kit.settings(method=method, tournament=form, candidates=3)
+    trace = await run(kit, kit.SeededGenerator(), kit.FailingJudge(), settings)
+    assert trace.problems == ()
+    for stage in trace.stages:
+        likeliest = max(stage.candidates, key=lambda c: (c.logprob / c.tokens, -c.index))
+        assert method == "best_of_n" or stage.winner == likeliest.index
+        assert {m.decided_by for m in stage.matches} <= {"majority", "logprob"}
+        assert stage.usage.judge_failures == len(stage.matches) > 0
+        assert stage.usage.judge_calls == 1  # it is not asked again in this stage
 
 
-@pytest.mark.parametrize("method", METHODS)
+async def test_a_judge_that_comes_back_is_asked_in_the_next_stage(kit: SimpleNamespace) -> None:
+    judge = kit.ScriptedJudge(kit.by_number)
+
+    class Recovering:
+        async def compare(self, request: JudgeRequest) -> Judgement:
+            if request.stage is STAGES[0]:
+                raise ConnectionError("the judge restarts")
+            return await judge.compare(request)  # type: ignore[no-any-return]
+
+    trace = await run(kit, kit.SeededGenerator(), Recovering(), kit.settings(candidates=2))
+    assert [s.usage.judge_failures for s in trace.stages] == [1, 0, 0, 0]
+    assert [s.matches[0].decided_by for s in trace.stages] == ["logprob", *["margin"] * 3]
+
+
+async def test_a_question_that_the_judge_refuses_is_the_users_to_know(
+    kit: SimpleNamespace,
+) -> None:
+    class Refusing:
+        async def compare(self, request: JudgeRequest) -> Judgement:
+            raise ValueError("The image is not one.")
+
+    with pytest.raises(ValueError, match=r"^The image is not one\.$"):
+        await run(kit, kit.SeededGenerator(), Refusing(), kit.settings())
+
+
+@pytest.mark.parametrize("method", PLAIN)
 async def test_a_generator_that_returns_nothing_is_a_clear_error(
     kit: SimpleNamespace, method: str
 ) -> None:
@@ -174,11 +212,13 @@ async def test_a_generator_that_returns_nothing_is_a_clear_error(
             return
             yield
 
-    with pytest.raises(SearchError, match=r"returned 0 of \d candidates for (ANSWER|SUMMARY)"):
+    with pytest.raises(
+        SearchError, match=r"returned 0 of \d candidates for (ANSWER|SUMMARY|SENTENCE)"
+    ):
         await run(kit, Silent(), kit.FailingJudge(), kit.settings(method=method))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 async def test_cancelling_an_answer_stops_the_generator(kit: SimpleNamespace, method: str) -> None:
     generator = kit.HangingGenerator()
     task = asyncio.create_task(run(kit, generator, kit.FailingJudge(), kit.settings(method=method)))

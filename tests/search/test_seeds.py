@@ -9,6 +9,7 @@ import pytest
 
 from stagebeam.inference.types import Prompt
 from stagebeam.records import Message
+from stagebeam.search.majority import majority
 from stagebeam.search.seeds import candidate_seed, question_key
 
 TALK = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"))
@@ -54,10 +55,9 @@ def test_a_seed_is_the_same_in_another_process() -> None:
 
 
 async def test_the_first_candidates_do_not_depend_on_n(kit: SimpleNamespace) -> None:
-    from stagebeam.search.propose import propose
-
     generator = kit.SeededGenerator()
     for n in (2, 4):
-        await propose(generator, kit.ask(), kit.settings(candidates=n), "key", stage=None)
+        settings = kit.settings(candidates=n, method="majority")
+        await kit.decisions(majority, generator, None, settings)
     two, four = (request.seeds for request in generator.requests)
     assert two == four[:2] and len(four) == 4

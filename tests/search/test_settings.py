@@ -13,7 +13,7 @@ def test_a_recipes_search_section_becomes_settings_with_the_same_defaults() -> N
 
 
 @pytest.mark.parametrize(
-    ("n", "form"), [(1, "round_robin"), (4, "round_robin"), (5, "bracket"), (16, "bracket")]
+    ("n", "form"), [(1, "round_robin"), (4, "round_robin"), (5, "finals"), (16, "finals")]
 )
 def test_auto_is_round_robin_up_to_four_and_bracket_above(n: int, form: str) -> None:
     assert SearchSettings(candidates=n).form == form
@@ -32,7 +32,7 @@ def test_greedy_is_one_candidate_at_temperature_zero_whatever_was_asked() -> Non
 def test_greedy_settings_can_be_overridden_back_to_a_search() -> None:
     greedy = SearchSettings(method="greedy", candidates=8, temperature=0.7)
     beam = replace(greedy, method="stage_beam")
-    assert (beam.n, beam.sampling.temperature, beam.form) == (8, 0.7, "bracket")
+    assert (beam.n, beam.sampling.temperature, beam.form) == (8, 0.7, "finals")
 
 
 def test_only_judged_methods_with_several_candidates_need_a_judge() -> None:
@@ -45,8 +45,14 @@ def test_only_judged_methods_with_several_candidates_need_a_judge() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"method": "magic"}, "method must be one of greedy, majority, best_of_n, stage_beam"),
-        ({"tournament": "duel"}, "tournament must be one of chain, bracket, round_robin, auto"),
+        (
+            {"method": "magic"},
+            "method must be one of greedy, majority, best_of_n, sentence_beam, stage_",
+        ),
+        (
+            {"tournament": "duel"},
+            "tournament must be one of chain, bracket, round_robin, finals, arrival, a",
+        ),
         ({"candidates": 0}, "candidates must be at least 1"),
         ({"temperature": -0.1}, "temperature must be 0 or above"),
         ({"temperature": float("nan")}, "temperature must be 0 or above"),

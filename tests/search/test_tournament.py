@@ -1,18 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stagebeam.inference.types import Judgement, JudgeRequest, Usage, Verdict
-from stagebeam.search.outcome import Outcome
-from stagebeam.search.propose import SearchError
-from stagebeam.search.tournament import play
+from stagebeam.inference.types import (
+    Candidate,
+    GenerateRequest,
+    Judgement,
+    JudgeRequest,
+    Usage,
+    Verdict,
+)
+from stagebeam.search.contest import contest
+from stagebeam.search.state import SearchError
 from stagebeam.stages import Stage, wrap
 
-FORMS = ("chain", "bracket", "round_robin")
+FORMS = ("chain", "bracket", "round_robin", "finals", "arrival")
+ROUNDS = ("chain", "bracket", "round_robin", "finals")  # with a barrier before each
+
+
+@dataclass
+class Lines:
+    """A generator that says these, in this order, and counts nothing."""
+
+    lines: Sequence[Any]
+
+    async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
+        for index, line in enumerate(self.lines):
+            yield line.candidate(index)
 
 
 async def run(
@@ -23,17 +42,19 @@ async def run(
     stage: Stage | None = Stage.REASONING,
     seed: int = 0,
     tie_margin: float = 1e-6,
-) -> Outcome:
-    candidates = tuple(line.candidate(i) for i, line in enumerate(lines))
-    return await play(
-        candidates,
-        prompt=kit.ask(),
-        stage=stage,
-        prefix="<SUMMARY> so far </SUMMARY>",
-        judge=judge,  # type: ignore[arg-type]
-        form=form,  # type: ignore[arg-type]
-        tie_margin=tie_margin,
-        seed=seed,
+    **changed: Any,
+) -> SimpleNamespace:
+    settings = kit.settings(
+        candidates=len(lines), tournament=form, seed=seed, tie_margin=tie_margin, **changed
+    )
+    search, told = kit.search(Lines(lines), judge, settings)
+    prefix = "" if stage is None else "<SUMMARY> so far </SUMMARY>"
+    await contest(search, search.spot(stage, prefix), len(lines))
+    (decided,) = told.stages
+    merged = {c.index: c.merged_into for c in decided.candidates if c.merged_into is not None}
+    usage = Usage(**decided.usage.model_dump(exclude={"seconds"}))
+    return SimpleNamespace(
+        winner=decided.winner, matches=decided.matches, merged_into=merged, usage=usage
     )
 
 
@@ -63,6 +84,10 @@ async def test_a_clear_best_wins_every_form_whatever_the_draw(
         ("bracket", 5, [2, 1, 1]),
         ("bracket", 8, [4, 2, 1]),
         ("bracket", 9, [4, 2, 1, 1]),
+        ("finals", 4, [6]),
+        ("finals", 5, [2, 3]),
+        ("finals", 9, [4, 2, 3]),
+        ("finals", 16, [8, 4, 6]),
         ("round_robin", 2, [1]),
         ("round_robin", 4, [6]),
     ],

@@ -48,6 +48,33 @@ BAD_REQUESTS = {
         400,
         "candidates is over this server's limit of 8.",
     ),
+    "too many candidates of a stage": (
+        body(search={"candidates": {"CAPTION": 9}}),
+        400,
+        "candidates is over this server's limit of 8.",
+    ),
+    "candidates of an unknown stage": (
+        body(search={"candidates": {"caption": 2}}),
+        400,
+        "The request is wrong: 'search.candidates.caption.[key]': input should be 'SUMMARY', "
+        "'CAPTION', 'REASONING' or 'CONCLUSION', got 'caption'.",
+    ),
+    "too many retraces": (
+        body(search={"method": "retrace", "max_retraces": 9}),
+        400,
+        "max_retraces is over this server's limit of 8.",
+    ),
+    "a search that is not calibrated": (
+        body(search={"method": "retrace"}),
+        400,
+        "retrace needs a calibration; make one with `stagebeam calibrate`.",
+    ),
+    "a search that this judge is not fit for": (
+        body(search={"method": "retrace", "max_retraces": 0}),
+        400,
+        "retrace needs a judge that scores each candidate (kind likelihood); this one only "
+        "compares them.",
+    ),
     "too long": (body(max_tokens=65), 400, "max_new_tokens is over this server's limit of 64."),
     "several choices": (body(n=2), 400, "The request is wrong: 'n': input should be 1, got 2."),
     "temperature that overflows": (

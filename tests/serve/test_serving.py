@@ -172,6 +172,20 @@ def test_search_fields_and_openai_fields_reach_the_search(url: str) -> None:
     trace = Trace.model_validate(reply.json()["trace"])
     assert (trace.temperature, trace.top_p, trace.seed, trace.candidates) == (0, 0.7, 9, 1)
 
+    search = {
+        "candidates": {"CAPTION": 2, "REASONING": 3},
+        "tournament": "arrival",
+        "early_stop_margin": 100.0,
+        "budget": "adaptive",
+        "max_answer_tokens": 500,
+        "max_seconds": 60,
+        "include_trace": True,
+    }
+    trace = Trace.model_validate(post(url, body(search=search)).json()["trace"])
+    assert [len(stage.candidates) for stage in trace.stages] == [1, 2, 3, 1]
+    assert (trace.tournament, trace.budget, trace.early_stop_margin) == ("arrival", "adaptive", 100)
+    assert (trace.max_answer_tokens, trace.max_seconds, trace.limited) == (500, 60, None)
+
 
 def test_a_follow_up_question_carries_the_earlier_answer_with_its_stages(
     client: openai.OpenAI,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagebeam.data import manifest as manifests
+from stagebeam.data.layout import TRAIN_SPLIT
+from stagebeam.data.manifest import Manifest, Refusal, Shard
 from stagebeam.records import Example, Image, Message
 from stagebeam.stages import STAGES, Stage, parse, wrap
 
@@ -22,6 +29,8 @@ _SCHEMA = pa.schema(
         ("chosen", pa.string()),
         ("rejected", pa.string()),
         ("category", pa.string()),
+        ("margin", pa.float64()),
+        ("trace", pa.string()),
     ]
 )
 
@@ -38,6 +47,8 @@ class Preference:
     chosen: str
     rejected: str
     category: str | None = None
+    margin: float | None = None  # log-odds of the judge whose word it is; None where it is known
+    trace: str | None = None  # id of the trace that it was found in
 
 
 def first_fault(example: Example, answer: str) -> Preference | None:
@@ -83,20 +94,67 @@ def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:
     return len(rows)
 
 
+def write_preference_shards(
+    folder: Path,
+    preferences: Iterable[Preference],
+    *,
+    origin: str,
+    source: str,
+    refused: Callable[[], Sequence[Refusal]],
+    rows_per_shard: int = 4096,
+) -> Manifest:
+    """Write shards and, last, their manifest; `refused` is asked once all rows are written.
+
+    Raises ValueError if the folder has a manifest already, or there is not one row.
+    """
+    if (folder / manifests.NAME).exists():
+        raise ValueError(f"{folder} holds shards already; name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    remaining: Iterator[Preference] = iter(preferences)
+    shards: list[Shard] = []
+    while part := list(islice(remaining, rows_per_shard)):
+        file = folder / f"part-{len(shards):05d}.parquet"
+        write_preferences(file, part)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        size = file.stat().st_size
+        shards.append(Shard(file=file.name, rows=len(part), bytes=size, sha256=digest))
+    rows, left_out = sum(shard.rows for shard in shards), tuple(refused())
+    if not rows:
+        raise ValueError(f"Nothing for {folder}: there is no preference that can be used.")
+    manifest = Manifest(
+        origin=origin,
+        read=rows + len(left_out),
+        rows=rows,
+        shards=tuple(shards),
+        sources={source: rows},
+        splits={TRAIN_SPLIT: rows},
+        faults=dict(Counter(refusal.fault for refusal in left_out)),
+        refused=left_out,
+    )
+    manifests.write_manifest(manifest, folder)
+    return manifest
+
+
 def read_preferences(path: Path) -> list[Preference]:
-    """All rows of a file. Raises ValueError where there is none."""
+    """All rows of a file, or of a folder of shards. Raises ValueError where there is none."""
     if not path.exists():
         raise ValueError(f"There is no preference file at {path}.")
-    return [
-        Preference(
-            id=row["id"],
-            images=tuple(Image(**image) for image in row["images"]),
-            messages=tuple(Message(**message) for message in row["conversations"]),
-            stage=Stage(row["stage"]),
-            prefix=row["prefix"],
-            chosen=row["chosen"],
-            rejected=row["rejected"],
-            category=row["category"],
-        )
-        for row in pq.read_table(path).to_pylist()
-    ]
+    files = [path]
+    if path.is_dir():
+        files = [path / shard.file for shard in manifests.read_manifest(path).shards]
+    return [_preference(row) for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def _preference(row: dict[str, Any]) -> Preference:
+    return Preference(
+        id=row["id"],
+        images=tuple(Image(**image) for image in row["images"]),
+        messages=tuple(Message(**message) for message in row["conversations"]),
+        stage=Stage(row["stage"]),
+        prefix=row["prefix"],
+        chosen=row["chosen"],
+        rejected=row["rejected"],
+        category=row["category"],
+        margin=row.get("margin"),  # files of first faults once had neither
+        trace=row.get("trace"),
+    )

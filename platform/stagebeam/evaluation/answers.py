@@ -47,7 +47,8 @@ class AnswerRow(BaseModel):
     @classmethod
     def of(cls, method: str, n: int, example: Example, trace: Trace, seconds: float) -> Self:
         """Score a trace against its example."""
-        whole = trace.stages[0].candidates if trace.stages[0].stage == "ANSWER" else ()
+        first = trace.stages[0] if trace.stages else None  # none where a limit left nothing
+        whole = first.candidates if first is not None and first.stage == "ANSWER" else ()
         return cls(
             method=method,
             n=n,

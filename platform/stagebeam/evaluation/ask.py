@@ -47,6 +47,12 @@ class HttpAsk:
             "top_p": settings.top_p,
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
+            "early_stop_margin": settings.early_stop_margin,
+            "budget": settings.budget,
+            "max_answer_tokens": settings.max_answer_tokens,
+            "max_seconds": settings.max_seconds,
+            "explain": settings.explain,
+            "max_retraces": settings.max_retraces,
             "include_trace": True,
         }
 
@@ -117,7 +123,7 @@ async def run_method(
             trace = await ask(example, asked, n)
         except Exception as error:  # any failure is one question's, counted with its reason
             seconds = time.perf_counter() - started
-            row = AnswerRow.failure(method, n, example, _reason(error), seconds)
+            row = AnswerRow.failure(method, n, example, reason_of(error), seconds)
             store.add(row, None)
             return row
         row = AnswerRow.of(method, n, example, trace, time.perf_counter() - started)
@@ -127,7 +133,7 @@ async def run_method(
     return list(await asyncio.gather(*map(one, examples)))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """One line: the server's own sentence where it gave one."""
     body = error.body if isinstance(error, APIStatusError) else None
     said = body.get("message") if isinstance(body, dict) else None

@@ -100,7 +100,9 @@ class _CaseView:
         *self.earlier, self.question = case.trace.messages
         self.images = [data_uri(image) for image in case.images]
         self.stages = [(stage, _candidates(stage)) for stage in case.trace.stages]
-        self.method = label(name_of(case.trace.method, case.trace.candidates))
+        n = case.trace.candidates
+        n = n if isinstance(n, int) else max(n.values())
+        self.method = label(name_of(case.trace.method, n))
 
 
 def _candidates(stage: StageTrace) -> list[_CandidateView]:
@@ -118,7 +120,7 @@ def _paragraphs(stage: str, text: str) -> list[tuple[str, str]]:
         answer = parse(text)
         if answer.valid:
             return [(name.value, body) for name, body in answer.bodies.items()]
-    else:
+    elif stage in Stage.__members__:
         body = stage_body(Stage(stage), text)
         if body is not None:
             return [("", body)]

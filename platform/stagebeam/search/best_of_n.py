@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
-from stagebeam.inference.types import Generator, Judge, Prompt
 from stagebeam.search.contest import contest
-from stagebeam.search.seeds import question_key
-from stagebeam.search.settings import SearchSettings
-from stagebeam.search.trace import StageTrace
+from stagebeam.search.greedy import finish
+from stagebeam.search.state import Search
 
 
-async def best_of_n(
-    prompt: Prompt, generator: Generator, judge: Judge | None, settings: SearchSettings
-) -> AsyncGenerator[StageTrace, None]:
-    """Yields the one decision. The judge may be None where N is 1."""
-    key = question_key(prompt)
-    yield await contest(prompt, generator, judge, settings, key, stage=None)
+async def best_of_n(search: Search) -> None:
+    """Decides the one tournament. The judge may be None where N is 1."""
+    decided = await contest(search, search.spot(None), search.settings.n)
+    if decided.cut:
+        await finish(search, decided.winner.text)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from statistics import fmean
 
-from stagebeam.inference.types import Candidate, Generator, Judge, Prompt
-from stagebeam.search.outcome import Outcome, has_tags, record
-from stagebeam.search.propose import propose
-from stagebeam.search.seeds import question_key
-from stagebeam.search.settings import SearchSettings
-from stagebeam.search.trace import StageTrace
+from stagebeam.inference.types import Candidate
+from stagebeam.search.events import StageOpened
+from stagebeam.search.greedy import finish
+from stagebeam.search.propose import Draw
+from stagebeam.search.state import Search
 from stagebeam.search.votes import ballots
+from stagebeam.stages import parse
 
 
-async def majority(
-    prompt: Prompt, generator: Generator, judge: Judge | None, settings: SearchSettings
-) -> AsyncGenerator[StageTrace, None]:
-    """Yields the vote over N whole answers. The judge is not asked."""
-    proposal = await propose(generator, prompt, settings, question_key(prompt), stage=None)
-    yield record(None, proposal, Outcome(winner=elect(proposal.candidates)))
+async def majority(search: Search) -> None:
+    """Decides the vote over N whole answers. The judge is not asked."""
+    spot, n = search.spot(None), search.settings.n
+    await search.emit(StageOpened(spot.visit, spot.name, n))
+    draw = Draw(search, spot)
+    await draw.more(range(n))
+    winner = await draw.decide(elect(draw.candidates))
+    if winner.index in draw.cut:
+        await finish(search, winner.text)
 
 
 def elect(candidates: tuple[Candidate, ...]) -> int:
@@ -35,4 +37,4 @@ def elect(candidates: tuple[Candidate, ...]) -> int:
         if not votes or candidate.index in votes:
             groups.setdefault(votes.get(candidate.index, ""), []).append(candidate)
     largest = max(groups.values(), key=lambda g: (len(g), fmean(c.mean_logprob for c in g)))
-    return max(largest, key=lambda c: (has_tags(None, c.text), c.mean_logprob, -c.index)).index
+    return max(largest, key=lambda c: (parse(c.text).valid, c.mean_logprob, -c.index)).index
