@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import tempfile
@@ -41,8 +42,10 @@ class Lesson:
     width: int | None = None  # of the decoder; None is the tiny model's
 
     def fingerprint(self) -> str:
+        """Twelve hex digits of all that the trained model follows from."""
         versions = [torch.__version__, transformers.__version__]
-        return hashlib.sha256(f"{asdict(self)} {versions}".encode()).hexdigest()[:12]
+        parts = [asdict(self), versions, vocabulary(), inspect.getsource(_teach)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 TINY = Lesson("tiny", layers=4, steps=160, rows_a_step=32, learning_rate=3e-3)
