@@ -26,7 +26,7 @@ quickstart: $(STAMP) ## Draw data, train, serve, search, report; ARGS=--full or 
 	@$(BIN)/python -m jobs.quickstart $(ARGS)
 
 test: $(STAMP) ## Tests that need neither a GPU nor minutes
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15 $(ARGS)
 
 test-slow: $(STAMP) ## The tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

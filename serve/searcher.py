@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -27,9 +26,10 @@ class Searcher:
 
     async def fingerprints(self) -> tuple[str, str]:
         """The generator's and the judge's, asked of live replicas."""
-        generator, judge = await asyncio.gather(
-            self._generator.fingerprint.remote(), self._judge.judge_fingerprint.remote()
-        )
+        # One after the other: in Ray 2.60 the first calls of one deployment, made at once by two
+        # handles, wait for each other.
+        generator: str = await self._generator.fingerprint.remote()
+        judge: str = await self._judge.judge_fingerprint.remote()
         return generator, judge
 
     async def search(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from asking import MakeEngine, prompt_of
@@ -16,6 +18,8 @@ from stagebeam.inference.verdict import EngineJudge, TransformersJudge
 from stagebeam.models.load import Loaded
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings, Trace, answer
+from stagebeam.search.calibration import Row, calibrate, write_calibration
+from stagebeam.search.seeds import question_key
 from stagebeam.search.settings import Method
 
 METHODS: list[tuple[Method, int]] = [
@@ -103,3 +107,24 @@ async def test_questions_at_once_cost_what_each_costs_alone(
         encodes = len(example.images) * (1 + bool(rounds(trace)))
         assert trace.usage.image_encodes == encodes
         assert trace.usage.sequential_passes <= longest(trace) + rounds(trace)
+
+
+async def test_retracing_goes_by_the_scores_of_a_real_judge(
+    wavering: Loaded, known: list[Example], make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    """Calibrated by searches that never go back, then allowed to."""
+    engine, prompt = make_engine(wavering), prompt_of(known[0])
+    judge = EngineJudge(engine, "likelihood", 64)
+    ids = {"generator_id": "g", "judge_id": "j"}
+    free = replace(settings("stage_beam", 4), method="retrace", max_retraces=0)
+    traces = [await answer(prompt, engine, judge, replace(free, seed=s), **ids) for s in range(4)]
+    path = tmp_path / "calibration.json"
+    write_calibration(calibrate(traces, [Row(id="known", digest=question_key(prompt))]), path)
+    bound = replace(free, max_retraces=3, calibration=path)
+    found = [await answer(prompt, engine, judge, replace(bound, seed=s), **ids) for s in range(8)]
+    assert any(trace.retraces for trace in found)
+    for trace in found:
+        assert trace.conclusion is not None
+        last = trace.stages[-1]
+        scores = {c.index: c.score for c in last.candidates if c.score is not None}
+        assert scores[last.winner] == max(scores.values())
