@@ -257,6 +257,7 @@ def main(
 ) -> None:
     """Measure stage beam beside the reference, and where its time goes."""
     console = Console()
+    torch.set_num_threads(1)  # both sides', and a replica's by default
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     settings = ReferenceSettings(verdict_tokens=verdict_tokens)

@@ -18,6 +18,7 @@ from transformers import Cache
 from stagebeam.models.attention import NAME, Shared
 from stagebeam.models.encoder import Arrays
 from stagebeam.models.load import Loaded
+from stagebeam.models.norms import fuse_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,10 @@ class Runtime(ABC):
     def __init__(self, loaded: Loaded) -> None:
         self.model, self.encoder = loaded.model, loaded.encoder
         text: Any = loaded.model.config.text_config
-        loaded.model.model.language_model.set_attn_implementation(NAME)
+        decoder = loaded.model.model.language_model
+        decoder.set_attn_implementation(NAME)
+        if loaded.model.dtype == torch.float32:
+            fuse_norms(decoder)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.kv = KvShape(self.growing(text), text.num_key_value_heads, width)
         self.layers: int = text.num_hidden_layers
