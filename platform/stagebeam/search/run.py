@@ -119,9 +119,9 @@ async def events(
     event is asked for, and ends when the iterator is closed.
 
     Raises ValueError for a prompt or settings that cannot be searched with (UnfitError if these
-    models are the reason), SearchError where
-    generator or judge break their protocol; what the generator raises itself passes through, and
-    so does a judge's ValueError. Any other failure of the judge leaves its pairs as ties.
+    models are the reason), SearchError where generator or judge break their protocol; what the
+    generator raises itself passes through, and so does a judge's ValueError. Any other failure of
+    the judge leaves its pairs as ties.
     """
     check_prompt(prompt)
     if settings.needs_judge and judge is None:
