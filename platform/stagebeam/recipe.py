@@ -250,7 +250,7 @@ class SearchConfig(Section):
         " {CAPTION: 2, REASONING: 8}, with one for a stage that is left out.",
     )
     tournament: Literal["chain", "bracket", "round_robin", "finals", "arrival", "auto"] = Field(
-        "auto", description="`auto` is round_robin for N <= 4 and bracket above."
+        "auto", description="`auto` is round_robin for N <= 4 and finals above."
     )
     temperature: float = Field(0.6, ge=0, description="Sampling temperature.")
     top_p: float = Field(0.9, gt=0, le=1, description="Nucleus mass.")

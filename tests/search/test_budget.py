@@ -62,7 +62,7 @@ async def test_a_match_wider_than_the_margin_ends_its_tournament_after_its_round
     kit: SimpleNamespace, form: str, seed: int
 ) -> None:
     judge = kit.ScriptedJudge(kit.by_number)
-    bodies = [0, 10, 20, 30, 40, 50]
+    bodies = [0, 10, 21, 33, 46, 60]  # no two pairs are as far apart
     decided = await numbers(kit, judge, bodies, tournament=form, early_stop_margin=9.5, seed=seed)
     assert len(judge.requests) == 1
     widest = max(decided.matches, key=lambda m: abs(m.margin))
