@@ -3,7 +3,8 @@
 The same model, rows, ranks and DeepSpeed settings twice, in turn: under Ray Train with the stream
 (what `jobs.train` runs), and as the barest loop there is, plain processes under torch.distributed
 that call DeepSpeed's engine on batches which lie in memory. Both have the niceness that Ray gives
-its workers.
+its workers. Then once more with a rank less than there are cores, so that Ray's own processes have
+one to run on, as they have beside GPUs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -41,18 +42,25 @@ _WARM_UP_STEPS = 3  # caches, and DeepSpeed's trace of which weights come when
 _NICENESS = 15  # Ray's workers have it
 
 
-@dataclass(frozen=True, slots=True)
-class TrainBenchmark:
-    """What `train.json` holds: medians over the pairs, and every pair."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Of one number of ranks: medians over the pairs, and every pair."""
 
+    world_size: int
     step_time_ratio: float  # under Ray with the stream, over bare; of mean step times
     step_time_ratios: list[float]
     data_wait_fraction: float  # of the time of steps under Ray
     data_wait_fractions: list[float]
     step_time_p50_s: float  # under Ray
     bare_step_time_p50_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBenchmark(World):
+    """What `train.json` holds."""
+
+    core_to_spare: World | None  # with fewer ranks than cores; None where the first has that
     params: int
-    world_size: int
     rows_a_step: int
     steps: int  # measured in each run
     cpus: int
@@ -135,10 +143,8 @@ def bare(job: Job, folder: Path) -> list[float]:
     return seconds[_WARM_UP_STEPS:]
 
 
-def run(folder: Path, world_size: int, steps: int, pairs: int, console: Console) -> TrainBenchmark:
-    """All of it, in `folder`."""
-    params = build_mid_size(folder / "model", _WIDTH, _LAYERS)
-    write_scenes(folder / "shards", ROWS_A_STEP * (steps + _WARM_UP_STEPS))
+def measure(folder: Path, world_size: int, steps: int, pairs: int, console: Console) -> World:
+    """Pairs of runs on the model and the shards in `folder`."""
     ratios, waits, ours, theirs = [], [], [], []
     for pair in range(pairs):
         job = job_of(folder, world_size, steps, pair)
@@ -150,19 +156,34 @@ def run(folder: Path, world_size: int, steps: int, pairs: int, console: Console)
         waits.append(sum(report.data_wait_seconds for report in reports) / sum(seconds))
         ours.append(statistics.median(seconds))
         theirs.append(statistics.median(plain))
-        console.print(_told(pair, ratios, waits, ours, theirs))
-    return TrainBenchmark(
+        console.print(f"{world_size} ranks, {_told(pair, ratios, waits, ours, theirs)}")
+    return World(
+        world_size=world_size,
         step_time_ratio=statistics.median(ratios),
         step_time_ratios=ratios,
         data_wait_fraction=statistics.median(waits),
         data_wait_fractions=waits,
         step_time_p50_s=statistics.median(ours),
         bare_step_time_p50_s=statistics.median(theirs),
+    )
+
+
+def run(folder: Path, world_size: int, steps: int, pairs: int, console: Console) -> TrainBenchmark:
+    """All of it, in `folder`."""
+    params = build_mid_size(folder / "model", _WIDTH, _LAYERS)
+    write_scenes(folder / "shards", ROWS_A_STEP * (steps + _WARM_UP_STEPS))
+    cpus = os.cpu_count() or 1
+    first = measure(folder, world_size, steps, pairs, console)
+    roomy = None
+    if 1 < cpus <= world_size:
+        roomy = measure(folder, cpus - 1, steps, pairs, console)
+    return TrainBenchmark(
+        **asdict(first),
+        core_to_spare=roomy,
         params=params,
-        world_size=world_size,
         rows_a_step=ROWS_A_STEP,
         steps=steps,
-        cpus=os.cpu_count() or 1,
+        cpus=cpus,
     )
 
 
@@ -175,7 +196,7 @@ def _told(pair: int, *columns: Sequence[float]) -> str:
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=2, help="Measured steps of each run.")] = 12,
+    steps: Annotated[int, typer.Option(min=2, help="Measured steps of each run.")] = 8,
     pairs: Annotated[int, typer.Option(min=1, help="Times that both are run.")] = 3,
     world_size: Annotated[int, typer.Option(min=1, help="Ranks.")] = 2,
     output: Annotated[Path, typer.Option(help="Figures as JSON.")] = OUTPUT,

@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from stagebeam.inference import sampling
-from stagebeam.inference.sampling import draw_tokens, numbers
+from stagebeam.inference.sampling import Manner, draw_tokens, numbers
+from stagebeam.inference.types import Sampling
 
 PROBABILITIES = (0.5, 0.3, 0.15, 0.05)
 
 
-def drawn(*seeds: int) -> torch.Tensor:
-    return torch.tensor([next(numbers(seed)) for seed in seeds], dtype=torch.float64)
+def luck(*seeds: int) -> list[float]:
+    return [next(numbers(seed)) for seed in seeds]
+
+
+def manner(*settings: tuple[float, float]) -> Manner:
+    """Of rows with these temperatures and top-p."""
+    return Manner.of([Sampling(*each) for each in settings], torch.device("cpu"))
 
 
 def draw(
     logits: torch.Tensor, temperature: float, top_p: float, seeds: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = len(logits)
-    return draw_tokens(
-        logits,
-        torch.full((rows,), temperature),
-        torch.full((rows,), top_p),
-        drawn(*seeds),
-    )
+    return draw_tokens(logits, manner(*[(temperature, top_p)] * len(logits)), luck(*seeds))
 
 
 def frequencies(temperature: float, top_p: float, draws: int = 20_000) -> list[float]:
@@ -70,13 +70,12 @@ def test_logprobs_are_those_at_temperature_one() -> None:
 
 def test_a_row_draws_the_same_tokens_whatever_its_neighbours_do() -> None:
     logits = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(1))  # [step, R, V]
-    settings = torch.tensor([0.7, 0.0, 1.0, 0.0, 1.5]), torch.tensor([0.9, 0.9, 1.0, 0.5, 0.95])
-    luck = drawn(*range(5))
-    crowd = torch.stack([draw_tokens(step, *settings, luck)[0] for step in logits])
-    for row in range(5):
-        one = slice(row, row + 1)
+    settings = [(0.7, 0.9), (0.0, 0.9), (1.0, 1.0), (0.0, 0.5), (1.5, 0.95)]
+    lucks = luck(*range(5))
+    crowd = torch.stack([draw_tokens(step, manner(*settings), lucks)[0] for step in logits])
+    for row, setting in enumerate(settings):
         alone = [
-            draw_tokens(step[one], settings[0][one], settings[1][one], luck[one])[0].item()
+            draw_tokens(step[row : row + 1], manner(setting), lucks[row : row + 1])[0].item()
             for step in logits
         ]
         assert crowd[:, row].tolist() == alone

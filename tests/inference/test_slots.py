@@ -58,7 +58,7 @@ def test_a_moved_row_is_the_same_row() -> None:
 
 def test_each_row_s_token_goes_behind_what_it_has() -> None:
     rows = cache()
-    rows.aim_at_ends([2, 5, 0])
+    rows.aim_at_ends(torch.tensor([2, 5, 0]), 5)
     new = torch.randn(3, 3, 1, 4)
     keys, values = rows.update(new, new + 1, 2)
     assert keys.shape == (3, 3, COLUMNS, 4)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from stagebeam.inference.prefixes import Kept
 from stagebeam.inference.reading import Begun, Look
-from stagebeam.inference.sampling import draw_tokens, numbers
+from stagebeam.inference.sampling import Manner, draw_tokens, numbers
 from stagebeam.inference.slots import SlotCache
 from stagebeam.inference.stopping import Pieces, Watch, cut
 from stagebeam.inference.types import FinishReason, GenerateRequest, Usage
@@ -36,6 +36,7 @@ class Call:
     usage: Usage = field(default_factory=Usage)
     cancelled: bool = False
     live: int = 0  # rows that are still decoded
+    passes: int = 0  # that decoded rows of it
     until: float = float("inf")  # of the monotonic clock; rows are cut then
 
 
@@ -66,6 +67,17 @@ class _Scene:
     touched: bool
 
 
+@dataclass(slots=True, eq=False)
+class _Lanes:
+    """Where the rows stand, on the device; a pass brings all of them one place further."""
+
+    manner: Manner
+    ids: torch.Tensor  # [R, 1] the tokens that go through the model next
+    at: torch.Tensor  # [R] the columns that they are written to
+    offsets: torch.Tensor  # [R] of a position against a column
+    longest: int  # the last of those columns
+
+
 class Batch:
     """Rows of one model; used by one thread."""
 
@@ -74,10 +86,10 @@ class Batch:
         self._runtime, self._pieces, self._ends = runtime, pieces, ends
         self._cache = SlotCache(runtime.kv, runtime.layers, runtime.dtype, runtime.device)
         self.rows: list[Row] = []
+        self._lanes: _Lanes | None = None  # None once rows came or left
         self._shared: Shared | None = None
         self._looks: torch.Tensor | None = None  # [G, 1, 1, S]
         self._touched: torch.Tensor | None = None  # [R, 1, 1, 1]
-        self._changed = True
 
     def join(self, call: Call, begun: Begun, sight: Sight) -> None:
         """Fork a row that was begun into one for each seed. If it fails, no row was changed."""
@@ -104,9 +116,10 @@ class Batch:
         ]
         call.live = count
         self.rows += rows
-        self._changed = True
+        self._lanes = None
         if begun.logits is not None:
-            self._sample(rows, begun.logits.expand(count, -1))
+            manner = Manner.of([request.sampling] * count, self._runtime.device)
+            self._sample(rows, begun.logits.expand(count, -1), manner)
         else:
             call.usage += Usage(prefill_tokens=count)  # each row takes the last token itself
 
@@ -122,35 +135,43 @@ class Batch:
 
     def step(self) -> None:
         """One pass, one token for each row."""
-        rows, runtime = self.rows, self._runtime
-        if self._changed:
+        lanes, runtime = self._lanes, self._runtime
+        if lanes is None:
+            lanes = self._lanes = self._laid_out()
             self._regroup()
-        lengths = [row.length for row in rows]
-        self._cache.aim_at_ends(lengths)
-        at = self._cache.at
-        assert isinstance(at, torch.Tensor)
-        places = torch.tensor([row.length + row.offset for row in rows], device=runtime.device)
+        self._cache.aim_at_ends(lanes.at, lanes.longest)
         columns = torch.arange(self._cache.width, device=runtime.device)
         step = Pass(
-            ids=torch.tensor([[row.pending] for row in rows], device=runtime.device),
-            positions=runtime.spread(places[:, None]),
-            mask=(columns <= at[:, None])[:, None, None],
+            ids=lanes.ids,
+            positions=runtime.spread((lanes.at + lanes.offsets)[:, None]),
+            mask=(columns <= lanes.at[:, None])[:, None, None],
             looks=self._looks,
             touched=self._touched,
             shared=self._shared,
         )
         logits = runtime.run(step, self._cache)[:, -1]
-        for row in rows:
+        for row in self.rows:
             row.length += 1
-        for call in {id(row.call): row.call for row in rows}.values():
-            call.usage += Usage(sequential_passes=1)
-        self._sample(rows, logits)
+        for call in {id(row.call): row.call for row in self.rows}.values():
+            call.passes += 1
+        lanes.ids = self._sample(self.rows, logits, lanes.manner)[:, None]
+        lanes.at = lanes.at + 1
+        lanes.longest += 1
+
+    def _laid_out(self) -> _Lanes:
+        rows, device = self.rows, self._runtime.device
+        return _Lanes(
+            manner=Manner.of([row.call.request.sampling for row in rows], device),
+            ids=torch.tensor([[row.pending] for row in rows], device=device),
+            at=torch.tensor([row.length for row in rows], device=device),
+            offsets=torch.tensor([row.offset for row in rows], device=device),
+            longest=max(row.length for row in rows),
+        )
 
     def _regroup(self) -> None:
         """Lay out what the rows look at: once for all rows of the same images."""
         scenes = list({id(row.scene): row.scene for row in self.rows}.values())
         kvs = [scene.sight.kv for scene in scenes]
-        self._changed = False
         self._shared = self._looks = self._touched = None
         there = [kv for kv in kvs if kv is not None]
         self._cache.show(None)
@@ -176,22 +197,16 @@ class Batch:
         touched = torch.tensor([row.scene.touched for row in self.rows], device=device)
         self._touched = touched.to(self._runtime.dtype)[:, None, None, None]
 
-    def _sample(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
+    def _sample(self, rows: Sequence[Row], logits: torch.Tensor, manner: Manner) -> torch.Tensor:
         """Draw each row's next token from its logits [R, V], and see whether it ends there."""
-        sampling = [row.call.request.sampling for row in rows]
-        device = logits.device
-        tokens, logprobs = draw_tokens(
-            logits,
-            torch.tensor([s.temperature for s in sampling], device=device),
-            torch.tensor([s.top_p for s in sampling], device=device),
-            torch.tensor([next(row.numbers) for row in rows], dtype=torch.float64, device=device),
-        )
+        tokens, logprobs = draw_tokens(logits, manner, [next(row.numbers) for row in rows])
         now = time.monotonic()
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.sampled.append(token)
             row.logprob += logprob
             row.pending = token
             self._settle(row, now)
+        return tokens
 
     def _settle(self, row: Row, now: float) -> None:
         request, token = row.call.request, row.pending
@@ -221,11 +236,11 @@ class Batch:
             if last is not row:
                 self.rows[place] = last
                 self._cache.slots.move(len(self.rows), place, last.length)
-            self._changed = True
+            self._lanes = None
         return finished[::-1]
 
     def drop(self) -> list[Call]:
         """Let all rows go; the calls that they were of."""
         calls = list({id(row.call): row.call for row in self.rows}.values())
-        self.rows, self._changed = [], True
+        self.rows, self._lanes = [], None
         return calls

@@ -5,12 +5,15 @@ Shapes: T tokens, C rows, O options, V vocabulary, D width of the decoder; see m
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stagebeam.inference.prefixes import Kept, LruBytes, PrefixStore, images_digest
 from stagebeam.inference.slots import SlotCache
@@ -18,9 +21,12 @@ from stagebeam.inference.tree import plant, shared_length
 from stagebeam.inference.types import Prompt, Usage
 from stagebeam.models.encoder import Arrays
 from stagebeam.models.runtime import Pass, Runtime, Sight
+from stagebeam.records import Message
 
+V = TypeVar("V")
 _SIGHT_BYTES = 1 << 30
 _ARRAY_BYTES = 64 << 20
+_PROMPT_BYTES = 16 << 20
 _LOGITS_AT_ONCE = 256  # tokens
 _NOTHING = Sight()
 
@@ -64,7 +70,7 @@ class Weights:
 
 
 class Reader:
-    """One model's reading; all but `look` in the engine's one thread."""
+    """One model's reading; all but `look` and `prompt_ids` in the engine's one thread."""
 
     def __init__(
         self, runtime: Runtime, kv_bytes: int, value_head: torch.nn.Linear | None = None
@@ -77,6 +83,9 @@ class Reader:
         self._arrays: LruBytes[Arrays] = LruBytes(
             _ARRAY_BYTES, lambda arrays: sum(a.nbytes for a in arrays.values())
         )
+        self._prompts: LruBytes[NDArray[np.uint32]] = LruBytes(
+            _PROMPT_BYTES, lambda ids: ids.nbytes
+        )
         self._lock = threading.Lock()
         self._desk = SlotCache(runtime.kv, runtime.layers, runtime.dtype, runtime.device)
 
@@ -87,15 +96,30 @@ class Reader:
         """
         return Look(tuple(map(self._image, prompt.images)), images_digest(prompt.images))
 
+    def prompt_ids(self, messages: Sequence[Message], look: Look) -> list[int]:
+        """Ids up to where the answer begins, made once for all stages of it; from any thread.
+
+        Raises ValueError for a prompt that cannot be encoded.
+        """
+        key = hashlib.sha256(look.digest + repr(messages).encode()).digest()
+        return self._once(
+            self._prompts,
+            key,
+            lambda: np.array(self._encoder.prompt_ids(messages, look.images), np.uint32),
+        ).tolist()
+
     def _image(self, data: bytes) -> Arrays:
         key = images_digest((data,))
+        return self._once(self._arrays, key, lambda: self._encoder.image(data))
+
+    def _once(self, known: LruBytes[V], key: bytes, make: Callable[[], V]) -> V:
         with self._lock:
-            arrays = self._arrays.get(key)
-        if arrays is None:
-            arrays = self._encoder.image(data)
+            value = known.get(key)
+        if value is None:
+            value = make()
             with self._lock:
-                self._arrays.put(key, arrays)
-        return arrays
+                known.put(key, value)
+        return value
 
     def shown(self, look: Look) -> tuple[Sight, int]:
         """What the layers that hold images hold, and how many images were encoded for it."""

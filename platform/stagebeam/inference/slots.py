@@ -7,7 +7,6 @@ tokens, G questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,10 +134,12 @@ class SlotCache(Cache):
         self.slots.reserve(1, start + count)
         self.rows, self.at, self.width = 1, start, start + count
 
-    def aim_at_ends(self, lengths: Sequence[int]) -> None:
-        """The pass brings one token for each of the first rows, behind what they have."""
-        self.width = rounded(max(lengths) + 1)
-        self.slots.reserve(len(lengths), self.width)
-        if self.rows != len(lengths):
-            self.index = torch.arange(len(lengths), device=self._device)
-        self.rows, self.at = len(lengths), torch.tensor(lengths, device=self._device)
+    def aim_at_ends(self, at: torch.Tensor, last: int) -> None:
+        """The pass brings one token for each of the first rows, to columns `at` [R], of which
+        `last` is the last."""
+        rows = len(at)
+        self.width = rounded(last + 1)
+        self.slots.reserve(rows, self.width)
+        if self.rows != rows:
+            self.index = torch.arange(rows, device=self._device)
+        self.rows, self.at = rows, at

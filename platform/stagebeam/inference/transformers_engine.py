@@ -114,8 +114,7 @@ class TransformersEngine:
         Raises ValueError for a prompt that cannot be encoded.
         """
         look = self._reader.look(prompt)
-        ids = self.encoder.prompt_ids(prompt.messages, look.images)
-        return look, ids + self.encoder.ids(prefix)
+        return look, self._reader.prompt_ids(prompt.messages, look) + self.encoder.ids(prefix)
 
     def look(self, prompt: Prompt) -> Look:
         """A prompt's images. Raises ValueError where one cannot be decoded."""
@@ -201,5 +200,5 @@ class TransformersEngine:
         asked.emit(Candidate(row.index, row.text, count, row.logprob, row.finish))
         call.live -= 1
         if not call.live:
-            asked.emit(call.usage)
+            asked.emit(call.usage + Usage(sequential_passes=call.passes))
             del self._calls[id(call)]
