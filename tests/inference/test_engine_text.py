@@ -106,7 +106,7 @@ async def test_32_candidates_write_alone_what_they_write_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     requests = [
-        request(known[n % len(known)], seeds=(200 + n,), temperature=1.5, max_new_tokens=40)
+        request(known[n % len(known)], seeds=(300 + n,), temperature=1.5, max_new_tokens=40)
         for n in range(32)
     ]
     engine = make_engine(taught)
