@@ -88,10 +88,18 @@ def load_questions(config: EvaluationConfig) -> list[Example]:
 
 
 def check_calibration(recipe: Recipe, examples: Sequence[Example]) -> None:
-    """Raises ValueError if a question is among those that the search was calibrated on."""
+    """Raises ValueError if `retrace` is to be asked and there is no calibration, or a question is
+    among those that the search was calibrated on."""
     path = recipe.search.calibration
-    if path is None or not path.exists():
-        return  # a search that needs it refuses by itself
+    if path is None:
+        if _goes_back(recipe):
+            raise ValueError(
+                f"The recipe '{recipe.name}' evaluates retrace and has no search.calibration; "
+                "name a file and make it with `stagebeam calibrate`."
+            )
+        return
+    if not path.exists() and not _goes_back(recipe):
+        return  # nothing that is asked needs it
     digests = {question_key(prompt_of(example)): example.id for example in examples}
     read_calibration(path).check_rows(digests, f"the evaluation of '{recipe.name}'")
 
@@ -107,15 +115,19 @@ async def measure(
     """Ask the endpoint at `url` every example by every method; resumes what is unfinished.
 
     Give `rows` (and those of `measure_alone`) to `evaluation.answers.summarise` for the figures.
-    Raises ValueError if the endpoint does not answer, or the output folder holds answers of other
-    models or settings and `fresh` is not set.
+    Raises ValueError if the endpoint does not answer, `retrace` is asked of other models than it
+    was calibrated on, or the output folder holds answers of other models or settings and `fresh`
+    is not set.
     """
     config = _section(recipe)
+    check_calibration(recipe, examples)
     endpoint = await endpoint_of(url)
-    store = _store(config.output_dir, _identity(recipe, endpoint.generator, endpoint.judge), fresh)
+    calibration = _calibration(recipe, endpoint)
+    identity = _identity(recipe, endpoint.generator, endpoint.judge, calibration)
+    store = _store(config.output_dir, identity, fresh)
     plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
-        ask = HttpAsk(client, endpoint.model, _settings(recipe))
+        ask = HttpAsk(client, endpoint.model, _settings(recipe), calibration)
         rows = await _run(ask, plan, examples, store, config.concurrency, console)
     return Measured(rows, store, endpoint.generator, endpoint.judge)
 
@@ -154,9 +166,11 @@ def alone(config: ServeConfig) -> ServeConfig:
 
 
 def telling_cases(measured: Measured, examples: Sequence[Example]) -> list[Case]:
-    """Cases for the report: stage beam's at the largest N, else greedy's."""
-    beams = [name for name in measured.rows if name.startswith(f"{STAGE_BEAM}@")]
-    name = max(beams, key=lambda name: int(name.partition("@")[2]), default="greedy")
+    """Cases for the report: at the largest N those of stage beam, else of another search, else
+    greedy's."""
+    searched = [name.partition("@") for name in measured.rows if "@" in name]
+    best = max(searched, key=lambda parts: (parts[0] == STAGE_BEAM, int(parts[2])), default=None)
+    name = "greedy" if best is None else "".join(best)
     greedy = [] if name == "greedy" else measured.rows["greedy"]
     return cases_of(measured.rows[name], greedy, examples, measured.store.traces())
 
@@ -168,6 +182,7 @@ def metrics(accuracies: Accuracies) -> dict[str, float]:
         flat[f"accuracy/{name}"] = result.accuracy
         flat[f"tokens/{name}"] = result.cost.tokens
         flat[f"sequential_passes/{name}"] = result.cost.sequential_passes
+        flat[f"seconds/{name}"] = result.cost.seconds
     return flat
 
 
@@ -224,27 +239,48 @@ def _settings(recipe: Recipe) -> SearchSettings:
     return SearchSettings(**recipe.search.model_dump())
 
 
-def _identity(recipe: Recipe, generator: str, judge: str | None) -> dict[str, Any]:
-    """What the answers of one folder must share."""
-    return {
-        "generator": generator,
-        "judge": judge,
-        "search": recipe.search.model_dump(mode="json", exclude={"method", "candidates"}),
-    }
+def _goes_back(recipe: Recipe) -> bool:
+    """Whether the evaluation asks by `retrace` with cutoffs."""
+    return "retrace" in _section(recipe).methods and recipe.search.max_retraces > 0
+
+
+def _calibration(recipe: Recipe, endpoint: Endpoint) -> str | None:
+    """Fingerprint of the cutoffs that `retrace` must search with; None where it is not asked.
+
+    Raises ValueError where there are none, or they are other models'.
+    """
+    if not _goes_back(recipe) or recipe.search.calibration is None:
+        return None
+    calibration = read_calibration(recipe.search.calibration)
+    calibration.check_models(endpoint.generator, endpoint.judge)
+    return calibration.fingerprint
+
+
+def _identity(
+    recipe: Recipe, generator: str, judge: str | None, calibration: str | None = None
+) -> dict[str, Any]:
+    """What the answers of one folder must share; the cutoffs count once `retrace` was asked."""
+    settings = recipe.search.model_dump(
+        mode="json", exclude={"method", "candidates", "calibration"}
+    )
+    shared = {"generator": generator, "judge": judge, "search": settings}
+    return shared if calibration is None else {**shared, "calibration": calibration}
 
 
 def _store(folder: Path, identity: dict[str, Any], fresh: bool) -> AnswerStore:
     store = AnswerStore(folder, fresh=fresh)
     path = folder / IDENTITY_FILE
+    before: dict[str, Any] = {}
     if not store.empty:
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in identity if before.get(key) != identity[key]]
+        before.get("search", {}).pop("calibration", None)  # older files name its path there
+        changed = [key for key in identity if before.get(key, identity[key]) != identity[key]]
         if changed:
             raise ValueError(
                 f"{folder} holds answers with another {' and '.join(changed)};"
                 " take another output_dir, or --fresh to ask everything again."
             )
-    path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**before, **identity}, indent=2) + "\n", encoding="utf-8")
     return store
 
 
@@ -294,7 +330,7 @@ def evaluate(
     """Measure, track and report; returns the report page's path. Raises ValueError as `measure`."""
     config = _section(recipe)
     examples = load_questions(config)
-    check_calibration(recipe, examples)
+    check_calibration(recipe, examples)  # before a service is started for it
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
         if url is None:

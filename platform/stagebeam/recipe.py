@@ -292,8 +292,11 @@ class EvaluationConfig(Section):
     shards: Path = Field(description="Held-out shards.")
     rows: PositiveInt = Field(256, description="Questions, taken from the start of the shards.")
     candidates: tuple[PositiveInt, ...] = Field((2, 4), description="The N of each method.")
-    methods: tuple[Literal["majority", "best_of_n", "stage_beam"], ...] = Field(
-        ("majority", "best_of_n", "stage_beam"), description="Methods beside greedy."
+    methods: tuple[
+        Literal["majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"], ...
+    ] = Field(
+        ("majority", "best_of_n", "stage_beam"),
+        description="Methods beside greedy; `retrace` needs search.calibration.",
     )
     concurrency: PositiveInt = Field(16, description="Questions in flight.")
 

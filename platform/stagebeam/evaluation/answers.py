@@ -12,9 +12,16 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, write_claim
+from stagebeam.evaluation.claim import CLAIMED, JUDGE_ALONE, write_claim
 from stagebeam.evaluation.question import digest_of
-from stagebeam.evaluation.results import Accuracies, Comparison, Cost, MethodResult, Share
+from stagebeam.evaluation.results import (
+    SEARCHES,
+    Accuracies,
+    Comparison,
+    Cost,
+    MethodResult,
+    Share,
+)
 from stagebeam.evaluation.scoring import correct
 from stagebeam.evaluation.statistics import paired_difference, wilson
 from stagebeam.records import Example
@@ -236,27 +243,32 @@ def summarise(rows: Rows) -> Accuracies:
     for name, result in results.items():
         method, _, n = name.partition("@")
         by_method.setdefault(method, {})[n] = result
-    best_of_n, majority = by_method.get("best_of_n", {}), by_method.get("majority", {})
+    searches = {method: by_method.get(method, {}) for method in SEARCHES}
     oracle = {
-        n: oracle_result(rows[f"best_of_n@{n}"], _oracle_cost(result, majority.get(n)))
-        for n, result in best_of_n.items()
+        n: oracle_result(rows[f"best_of_n@{n}"], _oracle_cost(result, searches["majority"].get(n)))
+        for n, result in searches["best_of_n"].items()
     }
     comparisons = tuple(
-        compare(f"{STAGE_BEAM}@{n}", other, rows)
-        for n in by_method.get(STAGE_BEAM, {})
-        for other in ("greedy", f"majority@{n}", f"best_of_n@{n}", JUDGE_ALONE)
+        compare(f"{method}@{n}", other, rows)
+        for method in CLAIMED
+        for n in searches[method]
+        for other in _compared_with(method, n)
         if other in rows
     )
     return Accuracies(
         greedy=results["greedy"],
-        stage_beam=by_method.get(STAGE_BEAM, {}),
-        best_of_n=best_of_n,
-        majority=majority,
+        **searches,
         oracle=oracle,
         judge_alone=results.get(JUDGE_ALONE),
         comparisons=comparisons,
         claim=write_claim(comparisons),
     )
+
+
+def _compared_with(method: str, n: str) -> list[str]:
+    """Greedy, the methods that stand before it in tables at the same N, the judge's model alone."""
+    before = SEARCHES[: SEARCHES.index(method)]
+    return ["greedy", *(f"{other}@{n}" for other in before), JUDGE_ALONE]
 
 
 def _oracle_cost(best_of_n: MethodResult, majority: MethodResult | None) -> Cost:

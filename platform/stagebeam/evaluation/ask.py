@@ -36,11 +36,21 @@ class Ask(Protocol):
 
 
 class HttpAsk:
-    """Asks a served endpoint by the OpenAI client. Passing errors are retried."""
+    """Asks a served endpoint by the OpenAI client. Passing errors are retried.
 
-    def __init__(self, client: AsyncOpenAI, model: str, settings: SearchSettings) -> None:
+    `calibration` is the fingerprint of the cutoffs that `retrace` must have searched with: the
+    file is the server's own. An answer with others is a failure.
+    """
+
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        model: str,
+        settings: SearchSettings,
+        calibration: str | None = None,
+    ) -> None:
         self._client = client.with_options(max_retries=0)  # the retries are here
-        self._model = model
+        self._model, self._calibration = model, calibration
         self._search = {
             "tournament": settings.tournament,
             "temperature": settings.temperature,
@@ -71,7 +81,13 @@ class HttpAsk:
                     messages=openai_messages(prompt.messages, prompt.images),
                     extra_body={"search": search},
                 )
-        return Trace.model_validate((reply.model_extra or {}).get("trace"))
+        trace = Trace.model_validate((reply.model_extra or {}).get("trace"))
+        if method == "retrace" and self._calibration not in (None, trace.calibration):
+            raise ValueError(
+                f"the endpoint retraces by the calibration {trace.calibration}, the recipe names "
+                f"{self._calibration}"
+            )
+        return trace
 
 
 class GeneratorAsk:
