@@ -6,7 +6,6 @@ Nothing is evaluated as code and nothing is guessed: what matches no rule is Non
 
 from __future__ import annotations
 
-import ast
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from stagebeam.evaluation.scorers.conclusion import Mode, conclusion_of
+from stagebeam.evaluation.scorers.listed import listed
 from stagebeam.evaluation.scorers.punctuation import without_punctuation
 from stagebeam.search.votes import normalise
 
@@ -208,12 +208,8 @@ def _strict_value(row: Mapping[str, Any]) -> str | int | float | None:
 
 def _options(row: Mapping[str, Any]) -> dict[str, str]:
     """Texts by letter."""
-    listed = row["choices"]
-    if isinstance(listed, str):
-        try:
-            listed = ast.literal_eval(listed)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            listed = None
-    if not isinstance(listed, list | tuple):
-        raise ValueError(f"The choices of a MathVista row are not a list: {row['choices']!r}.")
-    return dict(zip(ascii_uppercase, map(str, listed), strict=False))
+    choices = row["choices"]
+    texts = listed(choices) if isinstance(choices, str) else choices
+    if not isinstance(texts, list | tuple):
+        raise ValueError(f"The choices of a MathVista row are not a list: {choices!r}.")
+    return dict(zip(ascii_uppercase, map(str, texts), strict=False))
