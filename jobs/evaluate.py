@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -29,9 +29,10 @@ from rich.console import Console
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
+from jobs.public_benchmarks import chosen, measure_benchmarks
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples
-from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, name_of, summarise
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, Rule, name_of, summarise
 from stagebeam.evaluation.ask import Ask, GeneratorAsk, HttpAsk, run_method
 from stagebeam.evaluation.cases import Case, cases_of
 from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, label
@@ -69,6 +70,7 @@ class Measured:
     store: AnswerStore
     generator: str
     judge: str
+    benchmarks: dict[str, float] = field(default_factory=dict)  # overall figures, percent
 
 
 def load_questions(config: EvaluationConfig) -> list[Example]:
@@ -122,13 +124,32 @@ async def measure(
     config = _section(recipe)
     check_calibration(recipe, examples)
     endpoint = await endpoint_of(url)
+    return await ask_all(recipe, endpoint, examples, config.output_dir, fresh, console)
+
+
+async def ask_all(
+    recipe: Recipe,
+    endpoint: Endpoint,
+    examples: Sequence[Example],
+    folder: Path,
+    fresh: bool,
+    console: Console,
+    *,
+    rule: Rule | None = None,
+    scored_by: str | None = None,
+) -> Measured:
+    """Every example by every method of the recipe; answers and traces go to `folder`, which must
+    hold no others. `scored_by` names the `rule`. Raises ValueError as `measure` does."""
+    config = _section(recipe)
     calibration = _calibration(recipe, endpoint)
     identity = _identity(recipe, endpoint.generator, endpoint.judge, calibration)
-    store = _store(config.output_dir, identity, fresh)
+    if scored_by is not None:
+        identity["rule"] = scored_by
+    store = _store(folder, identity, fresh)
     plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
         ask = HttpAsk(client, endpoint.model, _settings(recipe), calibration)
-        rows = await _run(ask, plan, examples, store, config.concurrency, console)
+        rows = await _run(ask, plan, examples, store, config.concurrency, console, rule)
     return Measured(rows, store, endpoint.generator, endpoint.judge)
 
 
@@ -291,6 +312,7 @@ async def _run(
     store: AnswerStore,
     concurrency: int,
     console: Console,
+    rule: Rule | None = None,
 ) -> dict[str, list[AnswerRow]]:
     rows: dict[str, list[AnswerRow]] = {}
     for method, n in plan:
@@ -303,6 +325,7 @@ async def _run(
                 n,
                 store,
                 concurrency=concurrency,
+                rule=rule,
                 on_answer=_shown_on(bar),
             )
     return rows
@@ -331,12 +354,14 @@ def evaluate(
     config = _section(recipe)
     examples = load_questions(config)
     check_calibration(recipe, examples)  # before a service is started for it
+    if config.benchmarks is not None:
+        chosen(config.benchmarks)
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
         if url is None:
             measured, rows = _serve_and_measure(recipe, examples, fresh, console)
         else:
-            measured = asyncio.run(measure(recipe, url, examples, fresh=fresh, console=console))
+            measured = asyncio.run(_measure_all(recipe, url, examples, fresh, console))
             rows = measured.rows
             if judge_url is not None:
                 rows = rows | {
@@ -352,7 +377,7 @@ def evaluate(
         config.output_dir,
         job_type="evaluate",
     )
-    run.log(metrics(accuracies))
+    run.log({**metrics(accuracies), **measured.benchmarks})
     run.table("answers", ANSWER_COLUMNS, answer_table(rows))
     run.finish()
     results = Results(
@@ -373,6 +398,27 @@ def evaluate(
     return write_report(results, telling_cases(measured, examples), config.output_dir)
 
 
+async def _measure_all(
+    recipe: Recipe, url: str, examples: Sequence[Example], fresh: bool, console: Console
+) -> Measured:
+    """The held-out questions, and the benchmarks of the recipe."""
+    measured = await measure(recipe, url, examples, fresh=fresh, console=console)
+    config = _section(recipe)
+    if config.benchmarks is None:
+        return measured
+    endpoint = await endpoint_of(url)
+
+    async def ask(asked: Sequence[Example], folder: Path, rule: Rule, scored_by: str) -> Rows:
+        check_calibration(recipe, asked)
+        found = await ask_all(
+            recipe, endpoint, asked, folder, fresh, console, rule=rule, scored_by=scored_by
+        )
+        return found.rows
+
+    figures = await measure_benchmarks(config.benchmarks, config.output_dir, ask)
+    return replace(measured, benchmarks=figures)
+
+
 def _serve_and_measure(
     recipe: Recipe, examples: Sequence[Example], fresh: bool, console: Console
 ) -> tuple[Measured, dict[str, list[AnswerRow]]]:
@@ -380,7 +426,7 @@ def _serve_and_measure(
     config = required_serve(recipe)
     with ray_session():
         with serving(config, recipe.search) as url:
-            measured = asyncio.run(measure(recipe, url, examples, fresh=fresh, console=console))
+            measured = asyncio.run(_measure_all(recipe, url, examples, fresh, console))
         with serving(alone(config), recipe.search) as url:
             plain = asyncio.run(measure_alone(recipe, url, examples, fresh=fresh, console=console))
     return measured, {**measured.rows, JUDGE_ALONE: plain}

@@ -285,6 +285,18 @@ class SearchConfig(Section):
         return self
 
 
+class BenchmarkSet(Section):
+    """Public benchmarks to ask too (docs/evaluation.md)."""
+
+    folder: Path = Field(description="Where their TSV files are.")
+    names: tuple[str, ...] = Field(min_length=1, description="Such as MMStar; see the docs.")
+    mode: Literal["compat", "strict"] = Field(
+        "compat",
+        description="Read replies as published figures do, or the conclusion alone.",
+    )
+    rows: PositiveInt | None = Field(None, description="Rows of each, from the start; None: all.")
+
+
 class EvaluationConfig(Section):
     """What `evaluate` asks of a served endpoint."""
 
@@ -299,6 +311,7 @@ class EvaluationConfig(Section):
         description="Methods beside greedy; `retrace` needs search.calibration.",
     )
     concurrency: PositiveInt = Field(16, description="Questions in flight.")
+    benchmarks: BenchmarkSet | None = Field(None, description="Public benchmarks to ask too.")
 
 
 class TrackingConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
@@ -22,6 +22,7 @@ from stagebeam.evaluation.results import (
     MethodResult,
     Share,
 )
+from stagebeam.evaluation.scorers.conclusion import Outcome
 from stagebeam.evaluation.scoring import correct
 from stagebeam.evaluation.statistics import paired_difference, wilson
 from stagebeam.records import Example
@@ -30,6 +31,8 @@ from stagebeam.stages import conclusion
 
 ANSWERS_FILE = "answers.jsonl"
 TRACES_FILE = "traces.jsonl"
+
+Rule = Callable[[Example, str], Outcome]  # of a question and the whole text of a reply
 
 
 class AnswerRow(BaseModel):
@@ -49,11 +52,23 @@ class AnswerRow(BaseModel):
     seconds: float  # wall clock that the asker saw
     usage: UsageTrace | None
     oracle: bool | None = None  # of whole answers: whether any candidate was right
+    said: str | None = None  # under a benchmark's rule: what the reply was read as
+    score: float | None = None  # under a benchmark's rule, from 0 to 1; right is 1
     error: str | None = None
 
     @classmethod
-    def of(cls, method: str, n: int, example: Example, trace: Trace, seconds: float) -> Self:
-        """Score a trace against its example."""
+    def of(
+        cls,
+        method: str,
+        n: int,
+        example: Example,
+        trace: Trace,
+        seconds: float,
+        rule: Rule | None = None,
+    ) -> Self:
+        """Score a trace against its example, by `rule` or by the conclusion alone."""
+        score = rule or _by_conclusion
+        outcome = score(example, trace.text)
         first = trace.stages[0] if trace.stages else None  # none where a limit left nothing
         whole = first.candidates if first is not None and first.stage == "ANSWER" else ()
         return cls(
@@ -62,13 +77,15 @@ class AnswerRow(BaseModel):
             id=example.id,
             question=digest_of(example),
             trace_id=trace.id,
-            correct=correct(trace.conclusion, example),
+            correct=outcome.score == 1,
             conclusion=trace.conclusion,
             gold=example.answer or "",
             category=example.category,
             seconds=seconds,
             usage=trace.usage,
-            oracle=any(correct(conclusion(c.text), example) for c in whole) if whole else None,
+            oracle=any(score(example, c.text).score == 1 for c in whole) if whole else None,
+            said=outcome.said if rule else None,
+            score=outcome.score if rule else None,
         )
 
     @classmethod
@@ -87,6 +104,11 @@ class AnswerRow(BaseModel):
             usage=None,
             error=error,
         )
+
+
+def _by_conclusion(example: Example, text: str) -> Outcome:
+    said = conclusion(text)
+    return Outcome(said, float(correct(said, example)))
 
 
 Rows = Mapping[str, Sequence[AnswerRow]]  # by `name_of` a method

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, InternalServerError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from stagebeam.evaluation.answers import AnswerRow, AnswerStore
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rule
 from stagebeam.evaluation.claim import JUDGE_ALONE
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.inference.types import Generator
@@ -115,6 +115,7 @@ async def run_method(
     store: AnswerStore,
     *,
     concurrency: int,
+    rule: Rule | None = None,
     on_answer: Callable[[AnswerRow], None] = lambda row: None,
 ) -> list[AnswerRow]:
     """Ask every example that `store` has no answer to; returns all rows, in the examples' order.
@@ -142,7 +143,7 @@ async def run_method(
             row = AnswerRow.failure(method, n, example, reason_of(error), seconds)
             store.add(row, None)
             return row
-        row = AnswerRow.of(method, n, example, trace, time.perf_counter() - started)
+        row = AnswerRow.of(method, n, example, trace, time.perf_counter() - started, rule)
         store.add(row, trace)
         return row
 

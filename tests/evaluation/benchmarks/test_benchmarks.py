@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from stagebeam.evaluation.benchmarks import BENCHMARKS
-from stagebeam.evaluation.benchmarks.benchmark import Benchmark, Figures, Outcome, Row, Scored
-from stagebeam.evaluation.scorers.conclusion import Mode
+from stagebeam.evaluation.benchmarks.benchmark import Benchmark, Figures, Row, Scored
+from stagebeam.evaluation.scorers.conclusion import Mode, Outcome
 
 PICTURE = bytes(range(120))
 BASE64 = base64.b64encode(PICTURE).decode()

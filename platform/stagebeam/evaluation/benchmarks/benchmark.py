@@ -12,7 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from stagebeam.data.sources.tsv import read_table
-from stagebeam.evaluation.scorers.conclusion import Mode
+from stagebeam.evaluation.scorers.conclusion import Mode, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,6 @@ class Row:
         """Texts by letter, as far as the row has them."""
         cells = {letter: self.cells.get(letter, "").strip() for letter in ascii_uppercase}
         return {letter: text for letter, text in cells.items() if text}
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a reply was read as, None where no rule matched it, and its score from 0 to 1."""
-
-    said: str | None
-    score: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 from stagebeam.data.sources.questions import prompt as options_prompt
-from stagebeam.evaluation.benchmarks.benchmark import Outcome, Row
+from stagebeam.evaluation.benchmarks.benchmark import Row
 from stagebeam.evaluation.matching import (
     NO_ANSWER,
     match_choice,
@@ -13,7 +13,7 @@ from stagebeam.evaluation.matching import (
     match_yes_no,
 )
 from stagebeam.evaluation.scorers.chartqa import relaxed_match
-from stagebeam.evaluation.scorers.conclusion import Mode, conclusion_of
+from stagebeam.evaluation.scorers.conclusion import Mode, Outcome, conclusion_of
 from stagebeam.evaluation.scorers.docvqa import anls
 from stagebeam.evaluation.scorers.listed import listed
 from stagebeam.evaluation.scorers.mmmu import mmmu_choice, mmmu_open

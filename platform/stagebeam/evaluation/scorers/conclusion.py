@@ -1,4 +1,4 @@
-"""What of a reply is scored, and in which mode.
+"""What of a reply is scored, in which mode, and what comes of it.
 
 `compat` follows VLMEvalKit, which published figures rest on, to the letter, and reads the whole
 reply. `strict` reads the conclusion alone, and what it does not name outright is wrong.
@@ -6,11 +6,20 @@ reply. `strict` reads the conclusion alone, and what it does not name outright i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from stagebeam.stages import conclusion, find_tags
 
 Mode = Literal["compat", "strict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a reply was read as, None where no rule matched it, and its score from 0 to 1."""
+
+    said: str | None
+    score: float
 
 
 def conclusion_of(reply: str) -> str | None:
