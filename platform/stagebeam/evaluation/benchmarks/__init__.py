@@ -122,7 +122,7 @@ _ALL = (
     ),
     Benchmark(
         name="VQAv2",
-        file="VQAv2_VAL.tsv",
+        file="VQAv2_VAL.tsv",  # of the same form; none is published
         prompt=scoring.ask_short,
         score=scoring.score_vqav2,
         figures=means(column("category")),
