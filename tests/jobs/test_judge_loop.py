@@ -31,7 +31,7 @@ RECIPE = ROOT / "jobs" / "recipes" / "quickstart.yaml"
 QUESTIONS = 16
 SETTINGS = SearchSettings(method="stage_beam", candidates=4, temperature=1.0, max_new_tokens=96)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def run(module: str, recipe: Path) -> None:
@@ -44,7 +44,7 @@ def run(module: str, recipe: Path) -> None:
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", module, str(recipe)]
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, text=True, capture_output=True, timeout=600
+        command, env=environment, cwd=ROOT, text=True, capture_output=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
