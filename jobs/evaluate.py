@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -29,9 +29,10 @@ from rich.console import Console
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
+from jobs.public_benchmarks import chosen, measure_benchmarks
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples
-from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, name_of, summarise
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, Rule, name_of, summarise
 from stagebeam.evaluation.ask import Ask, GeneratorAsk, HttpAsk, run_method
 from stagebeam.evaluation.cases import Case, cases_of
 from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, label
@@ -69,6 +70,7 @@ class Measured:
     store: AnswerStore
     generator: str
     judge: str
+    benchmarks: dict[str, float] = field(default_factory=dict)  # overall figures, percent
 
 
 def load_questions(config: EvaluationConfig) -> list[Example]:
@@ -88,10 +90,18 @@ def load_questions(config: EvaluationConfig) -> list[Example]:
 
 
 def check_calibration(recipe: Recipe, examples: Sequence[Example]) -> None:
-    """Raises ValueError if a question is among those that the search was calibrated on."""
+    """Raises ValueError if `retrace` is to be asked and there is no calibration, or a question is
+    among those that the search was calibrated on."""
     path = recipe.search.calibration
-    if path is None or not path.exists():
-        return  # a search that needs it refuses by itself
+    if path is None:
+        if _goes_back(recipe):
+            raise ValueError(
+                f"The recipe '{recipe.name}' evaluates retrace and has no search.calibration; "
+                "name a file and make it with `stagebeam calibrate`."
+            )
+        return
+    if not path.exists() and not _goes_back(recipe):
+        return  # nothing that is asked needs it
     digests = {question_key(prompt_of(example)): example.id for example in examples}
     read_calibration(path).check_rows(digests, f"the evaluation of '{recipe.name}'")
 
@@ -107,16 +117,39 @@ async def measure(
     """Ask the endpoint at `url` every example by every method; resumes what is unfinished.
 
     Give `rows` (and those of `measure_alone`) to `evaluation.answers.summarise` for the figures.
-    Raises ValueError if the endpoint does not answer, or the output folder holds answers of other
-    models or settings and `fresh` is not set.
+    Raises ValueError if the endpoint does not answer, `retrace` is asked of other models than it
+    was calibrated on, or the output folder holds answers of other models or settings and `fresh`
+    is not set.
     """
     config = _section(recipe)
+    check_calibration(recipe, examples)
     endpoint = await endpoint_of(url)
-    store = _store(config.output_dir, _identity(recipe, endpoint.generator, endpoint.judge), fresh)
+    return await ask_all(recipe, endpoint, examples, config.output_dir, fresh, console)
+
+
+async def ask_all(
+    recipe: Recipe,
+    endpoint: Endpoint,
+    examples: Sequence[Example],
+    folder: Path,
+    fresh: bool,
+    console: Console,
+    *,
+    rule: Rule | None = None,
+    scored_by: str | None = None,
+) -> Measured:
+    """Every example by every method of the recipe; answers and traces go to `folder`, which must
+    hold no others. `scored_by` names the `rule`. Raises ValueError as `measure` does."""
+    config = _section(recipe)
+    calibration = _calibration(recipe, endpoint)
+    identity = _identity(recipe, endpoint.generator, endpoint.judge, calibration)
+    if scored_by is not None:
+        identity["rule"] = scored_by
+    store = _store(folder, identity, fresh)
     plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
-        ask = HttpAsk(client, endpoint.model, _settings(recipe))
-        rows = await _run(ask, plan, examples, store, config.concurrency, console)
+        ask = HttpAsk(client, endpoint.model, _settings(recipe), calibration)
+        rows = await _run(ask, plan, examples, store, config.concurrency, console, rule)
     return Measured(rows, store, endpoint.generator, endpoint.judge)
 
 
@@ -154,9 +187,11 @@ def alone(config: ServeConfig) -> ServeConfig:
 
 
 def telling_cases(measured: Measured, examples: Sequence[Example]) -> list[Case]:
-    """Cases for the report: stage beam's at the largest N, else greedy's."""
-    beams = [name for name in measured.rows if name.startswith(f"{STAGE_BEAM}@")]
-    name = max(beams, key=lambda name: int(name.partition("@")[2]), default="greedy")
+    """Cases for the report: at the largest N those of stage beam, else of another search, else
+    greedy's."""
+    searched = [name.partition("@") for name in measured.rows if "@" in name]
+    best = max(searched, key=lambda parts: (parts[0] == STAGE_BEAM, int(parts[2])), default=None)
+    name = "greedy" if best is None else "".join(best)
     greedy = [] if name == "greedy" else measured.rows["greedy"]
     return cases_of(measured.rows[name], greedy, examples, measured.store.traces())
 
@@ -168,6 +203,7 @@ def metrics(accuracies: Accuracies) -> dict[str, float]:
         flat[f"accuracy/{name}"] = result.accuracy
         flat[f"tokens/{name}"] = result.cost.tokens
         flat[f"sequential_passes/{name}"] = result.cost.sequential_passes
+        flat[f"seconds/{name}"] = result.cost.seconds
     return flat
 
 
@@ -224,27 +260,48 @@ def _settings(recipe: Recipe) -> SearchSettings:
     return SearchSettings(**recipe.search.model_dump())
 
 
-def _identity(recipe: Recipe, generator: str, judge: str | None) -> dict[str, Any]:
-    """What the answers of one folder must share."""
-    return {
-        "generator": generator,
-        "judge": judge,
-        "search": recipe.search.model_dump(mode="json", exclude={"method", "candidates"}),
-    }
+def _goes_back(recipe: Recipe) -> bool:
+    """Whether the evaluation asks by `retrace` with cutoffs."""
+    return "retrace" in _section(recipe).methods and recipe.search.max_retraces > 0
+
+
+def _calibration(recipe: Recipe, endpoint: Endpoint) -> str | None:
+    """Fingerprint of the cutoffs that `retrace` must search with; None where it is not asked.
+
+    Raises ValueError where there are none, or they are other models'.
+    """
+    if not _goes_back(recipe) or recipe.search.calibration is None:
+        return None
+    calibration = read_calibration(recipe.search.calibration)
+    calibration.check_models(endpoint.generator, endpoint.judge)
+    return calibration.fingerprint
+
+
+def _identity(
+    recipe: Recipe, generator: str, judge: str | None, calibration: str | None = None
+) -> dict[str, Any]:
+    """What the answers of one folder must share; the cutoffs count once `retrace` was asked."""
+    settings = recipe.search.model_dump(
+        mode="json", exclude={"method", "candidates", "calibration"}
+    )
+    shared = {"generator": generator, "judge": judge, "search": settings}
+    return shared if calibration is None else {**shared, "calibration": calibration}
 
 
 def _store(folder: Path, identity: dict[str, Any], fresh: bool) -> AnswerStore:
     store = AnswerStore(folder, fresh=fresh)
     path = folder / IDENTITY_FILE
+    before: dict[str, Any] = {}
     if not store.empty:
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in identity if before.get(key) != identity[key]]
+        before.get("search", {}).pop("calibration", None)  # older files name its path there
+        changed = [key for key in identity if before.get(key, identity[key]) != identity[key]]
         if changed:
             raise ValueError(
                 f"{folder} holds answers with another {' and '.join(changed)};"
                 " take another output_dir, or --fresh to ask everything again."
             )
-    path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**before, **identity}, indent=2) + "\n", encoding="utf-8")
     return store
 
 
@@ -255,6 +312,7 @@ async def _run(
     store: AnswerStore,
     concurrency: int,
     console: Console,
+    rule: Rule | None = None,
 ) -> dict[str, list[AnswerRow]]:
     rows: dict[str, list[AnswerRow]] = {}
     for method, n in plan:
@@ -267,6 +325,7 @@ async def _run(
                 n,
                 store,
                 concurrency=concurrency,
+                rule=rule,
                 on_answer=_shown_on(bar),
             )
     return rows
@@ -294,13 +353,15 @@ def evaluate(
     """Measure, track and report; returns the report page's path. Raises ValueError as `measure`."""
     config = _section(recipe)
     examples = load_questions(config)
-    check_calibration(recipe, examples)
+    check_calibration(recipe, examples)  # before a service is started for it
+    if config.benchmarks is not None:
+        chosen(config.benchmarks)
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
         if url is None:
             measured, rows = _serve_and_measure(recipe, examples, fresh, console)
         else:
-            measured = asyncio.run(measure(recipe, url, examples, fresh=fresh, console=console))
+            measured = asyncio.run(_measure_all(recipe, url, examples, fresh, console))
             rows = measured.rows
             if judge_url is not None:
                 rows = rows | {
@@ -316,7 +377,7 @@ def evaluate(
         config.output_dir,
         job_type="evaluate",
     )
-    run.log(metrics(accuracies))
+    run.log({**metrics(accuracies), **measured.benchmarks})
     run.table("answers", ANSWER_COLUMNS, answer_table(rows))
     run.finish()
     results = Results(
@@ -337,6 +398,27 @@ def evaluate(
     return write_report(results, telling_cases(measured, examples), config.output_dir)
 
 
+async def _measure_all(
+    recipe: Recipe, url: str, examples: Sequence[Example], fresh: bool, console: Console
+) -> Measured:
+    """The held-out questions, and the benchmarks of the recipe."""
+    measured = await measure(recipe, url, examples, fresh=fresh, console=console)
+    config = _section(recipe)
+    if config.benchmarks is None:
+        return measured
+    endpoint = await endpoint_of(url)
+
+    async def ask(asked: Sequence[Example], folder: Path, rule: Rule, scored_by: str) -> Rows:
+        check_calibration(recipe, asked)
+        found = await ask_all(
+            recipe, endpoint, asked, folder, fresh, console, rule=rule, scored_by=scored_by
+        )
+        return found.rows
+
+    figures = await measure_benchmarks(config.benchmarks, config.output_dir, ask)
+    return replace(measured, benchmarks=figures)
+
+
 def _serve_and_measure(
     recipe: Recipe, examples: Sequence[Example], fresh: bool, console: Console
 ) -> tuple[Measured, dict[str, list[AnswerRow]]]:
@@ -344,7 +426,7 @@ def _serve_and_measure(
     config = required_serve(recipe)
     with ray_session():
         with serving(config, recipe.search) as url:
-            measured = asyncio.run(measure(recipe, url, examples, fresh=fresh, console=console))
+            measured = asyncio.run(_measure_all(recipe, url, examples, fresh, console))
         with serving(alone(config), recipe.search) as url:
             plain = asyncio.run(measure_alone(recipe, url, examples, fresh=fresh, console=console))
     return measured, {**measured.rows, JUDGE_ALONE: plain}

@@ -24,8 +24,8 @@ from jobs.progress import StepBar
 from jobs.train import TrainSummary, ensure_model, finished, plan_of, required_train, run_training
 from stagebeam.data.preferences import (
     Preference,
+    Preferences,
     first_fault,
-    read_preferences,
     write_preferences,
 )
 from stagebeam.data.shards import iter_examples
@@ -60,7 +60,8 @@ def train_judge(recipe: Recipe, run: Run, console: Console, *, fresh: bool = Fal
         return done
     pairs = config.output_dir / PAIRS_FILE if config.pairs is None else config.pairs.absolute()
     if config.pairs is not None:
-        read_preferences(pairs)  # what is wrong with them is said before training starts
+        if not Preferences(pairs):  # what is wrong with them is said before training starts
+            raise ValueError(f"{pairs} holds no pair to learn from.")
     elif not pairs.exists():
         write_preferences(pairs, sample_pairs(recipe, config, generator, console))
     train = _train_config(recipe, config)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,8 @@ import typer
 from jobs.errors import run_job
 from stagebeam.data.manifest import Manifest, Refusal
 from stagebeam.data.preferences import Preference, write_preference_shards
-from stagebeam.data.shards import iter_examples
+from stagebeam.data.row_groups import CACHE_BYTES
+from stagebeam.data.shards import ShardReader, iter_examples
 from stagebeam.records import Image
 from stagebeam.search.preferences import Pair, pairs_of
 from stagebeam.search.seeds import image_digest
@@ -34,63 +34,78 @@ def write_pairs(
 ) -> Manifest:
     """The pairs of all traces, each once, as shards in `output`.
 
-    A pair whose image is in none of `shards` is refused and named in the manifest. Raises
-    ValueError for a file that holds no traces, shards that are not complete, an output folder
-    that is in use, or where no pair is left.
+    The traces are read twice: first for the images that they name, whose places are then found in
+    one reading of `shards`, and again to write the pairs, each image read where it lies. A pair
+    whose image is in none of `shards` is refused and named in the manifest. Raises ValueError for a
+    file that holds no traces, shards that are not complete, an output folder that is in use, or
+    where no pair is left.
     """
-    pairs = list(chain.from_iterable(_read(path, min_margin) for path in traces))
-    found = _Found(_images({d for pair in pairs for d in pair.image_digests}, shards))
+    wanted = {d for pair in _read(traces, min_margin) for d in pair.image_digests}
+    found = _Found(_Images(wanted, shards))
     origin = hashlib.sha256()
     for path in traces:
-        origin.update(path.read_bytes())
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: origin)
     origin.update(str(min_margin).encode())
     return write_preference_shards(
         output,
-        found.preferences(pairs),
+        found.preferences(_read(traces, min_margin)),
         origin=origin.hexdigest()[:16],
         source=SOURCE,
         refused=lambda: found.refused,
     )
 
 
-def _read(path: Path, min_margin: float) -> Iterator[Pair]:
-    for trace in read_traces(path):
-        yield from pairs_of(trace, min_margin)
+def _read(traces: Sequence[Path], min_margin: float) -> Iterator[Pair]:
+    for path in traces:
+        for trace in read_traces(path):
+            yield from pairs_of(trace, min_margin)
 
 
-def _images(wanted: set[str], shards: Sequence[Path]) -> dict[str, Image]:
-    """The wanted images by digest, as far as they are in the shards."""
-    images: dict[str, Image] = {}
-    for example in chain.from_iterable(map(iter_examples, shards)) if wanted else ():
-        for image in example.images:
-            digest = image_digest(image.bytes)
-            if digest in wanted:
-                images.setdefault(digest, image)
-        if len(images) == len(wanted):
-            break
-    return images
+class _Images:
+    """Where the wanted images lie in the shards. They are read when they are asked for; what has
+    been read lately is kept, up to CACHE_BYTES."""
+
+    def __init__(self, wanted: set[str], shards: Sequence[Path]) -> None:
+        self._places: dict[str, tuple[int, int, int]] = {}  # folder, row, number in the row
+        for folder, path in enumerate(shards if wanted else ()):
+            for row, example in enumerate(iter_examples(path)):
+                for number, image in enumerate(example.images):
+                    digest = image_digest(image.bytes)
+                    if digest in wanted:
+                        self._places.setdefault(digest, (folder, row, number))
+        each = CACHE_BYTES // max(1, len(shards))
+        self._readers = [ShardReader(path, cache_bytes=each) for path in shards]
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._places
+
+    def __getitem__(self, digest: str) -> Image:
+        folder, row, number = self._places[digest]
+        return self._readers[folder].row(row).images[number]
 
 
 @dataclass(slots=True)
 class _Found:
     """Pairs as they become rows, and those that do not."""
 
-    images: dict[str, Image]
+    images: _Images
     refused: list[Refusal] = field(default_factory=list)
 
-    def preferences(self, pairs: Sequence[Pair]) -> Iterator[Preference]:
-        seen: set[tuple[object, ...]] = set()
+    def preferences(self, pairs: Iterable[Pair]) -> Iterator[Preference]:
+        seen: set[bytes] = set()
         number: Counter[str] = Counter()
         for pair in pairs:
             number[pair.trace] += 1
             name = f"{pair.trace}-{number[pair.trace]}"
+            said = hashlib.sha256(repr(pair.said).encode()).digest()
             missing = [d for d in pair.image_digests if d not in self.images]
             if missing:
                 self._refuse(name, "missing image", f"The image {missing[0]} is in no shard.")
-            elif pair.said in seen:
+            elif said in seen:
                 self._refuse(name, "repeated pair", "Another trace found the same.")
             else:
-                seen.add(pair.said)
+                seen.add(said)
                 yield Preference(
                     id=name,
                     images=tuple(self.images[d] for d in pair.image_digests),

@@ -285,6 +285,18 @@ class SearchConfig(Section):
         return self
 
 
+class BenchmarkSet(Section):
+    """Public benchmarks to ask too (docs/evaluation.md)."""
+
+    folder: Path = Field(description="Where their TSV files are.")
+    names: tuple[str, ...] = Field(min_length=1, description="Such as MMStar; see the docs.")
+    mode: Literal["compat", "strict"] = Field(
+        "compat",
+        description="Read replies as published figures do, or the conclusion alone.",
+    )
+    rows: PositiveInt | None = Field(None, description="Rows of each, from the start; None: all.")
+
+
 class EvaluationConfig(Section):
     """What `evaluate` asks of a served endpoint."""
 
@@ -292,10 +304,14 @@ class EvaluationConfig(Section):
     shards: Path = Field(description="Held-out shards.")
     rows: PositiveInt = Field(256, description="Questions, taken from the start of the shards.")
     candidates: tuple[PositiveInt, ...] = Field((2, 4), description="The N of each method.")
-    methods: tuple[Literal["majority", "best_of_n", "stage_beam"], ...] = Field(
-        ("majority", "best_of_n", "stage_beam"), description="Methods beside greedy."
+    methods: tuple[
+        Literal["majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"], ...
+    ] = Field(
+        ("majority", "best_of_n", "stage_beam"),
+        description="Methods beside greedy; `retrace` needs search.calibration.",
     )
     concurrency: PositiveInt = Field(16, description="Questions in flight.")
+    benchmarks: BenchmarkSet | None = Field(None, description="Public benchmarks to ask too.")
 
 
 class TrackingConfig(Section):

@@ -11,6 +11,7 @@ import pytest
 
 from stagebeam.data.preferences import (
     Preference,
+    Preferences,
     first_fault,
     read_preferences,
     write_preferences,
@@ -98,6 +99,15 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert pq.read_table(path).num_rows == 2
 
 
+def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    write_preferences(tmp_path / "pairs.parquet", preferences())
+    pairs = Preferences(tmp_path / "pairs.parquet")
+    assert (len(pairs), pairs[1], pairs[-2:]) == (2, preferences()[1], preferences())
+    assert list(pairs) == preferences()
+    with pytest.raises(IndexError):
+        pairs[2]
+
+
 def test_no_preferences_make_an_empty_file(tmp_path: Path) -> None:
     assert write_preferences(tmp_path / "none.parquet", []) == 0
     assert read_preferences(tmp_path / "none.parquet") == []
@@ -107,12 +117,11 @@ def test_a_half_written_file_never_appears(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "pairs.parquet"
     write_preferences(path, preferences()[:1])
 
-    def cut_short(table: object, where: Path) -> None:
-        where.write_bytes(b"PAR1 half of it")
+    def cut_short(writer: object, table: object) -> None:
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", cut_short)
+        patch.setattr(pq.ParquetWriter, "write_table", cut_short)
         with pytest.raises(OSError, match="No space left"):
             write_preferences(path, preferences())
     assert read_preferences(path) == preferences()[:1]  # the older file, whole

@@ -8,7 +8,6 @@ import datasets
 import pytest
 
 from stagebeam.data import parts as parts_module
-from stagebeam.data import shards as shards_module
 from stagebeam.data.manifest import read_manifest
 from stagebeam.data.refusal import Refused
 from stagebeam.data.shards import ShardReader, iter_examples
@@ -44,14 +43,13 @@ def test_rows_are_found_over_many_row_groups_with_a_small_cache(
     make_example: Make, config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts_module, "_GROUP_ROWS", 3)
-    monkeypatch.setattr(shards_module, "_CACHE_BYTES", 1)
     wide = config.model_copy(update={"rows_per_shard": 10})
     examples = [make_example(n) for n in range(27)]
     write_shards(examples, config.shards, wide)
-    reader = ShardReader(config.shards)
+    reader = ShardReader(config.shards, cache_bytes=1)
     order = [26, 0, 9, 10, 2, 3, 19, 26]
     assert reader.rows(order) == [examples[i] for i in order]
-    assert len(reader._cache) == 1
+    assert len(reader.row_groups.kept) == 1
 
 
 def test_large_images_make_small_row_groups(
@@ -59,7 +57,7 @@ def test_large_images_make_small_row_groups(
 ) -> None:
     monkeypatch.setattr(parts_module, "_GROUP_BYTES", 1)
     write_shards([make_example(n) for n in range(4)], config.shards, config)
-    assert len(ShardReader(config.shards)._groups) == 4
+    assert len(ShardReader(config.shards).row_groups.groups) == 4
 
 
 def test_a_reader_of_one_split_numbers_its_rows(make_example: Make, config: DataConfig) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from http_server import served
 from scripted_world import ScriptedGenerator, ScriptedJudge, World
@@ -31,6 +32,7 @@ class WorldSearcher:
     generator: ScriptedGenerator
     outages: int = 0
     pause: float = 0.0  # seconds that an answer takes
+    calibration: Path | None = None  # of the service, as its recipe names it
     asked: list[tuple[Prompt, SearchSettings]] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
@@ -53,7 +55,7 @@ class WorldSearcher:
             prompt,
             self.generator,
             ScriptedJudge(self.world),
-            settings,
+            replace(settings, calibration=self.calibration),
             generator_id=generator_id,
             judge_id=judge_id,
         )

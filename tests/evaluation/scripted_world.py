@@ -21,6 +21,7 @@ from stagebeam.evaluation.cases import Case, cases_of
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import (
+    SEARCHES,
     JudgeResult,
     JudgeTrainingCost,
     Results,
@@ -38,15 +39,20 @@ from stagebeam.inference.types import (
 )
 from stagebeam.records import Example, Image, Message
 from stagebeam.search import SearchSettings, Trace, answer
+from stagebeam.search.calibration import Row, calibrate, write_calibration
+from stagebeam.search.seeds import question_key
 from stagebeam.search.settings import Method
+from stagebeam.search.state import current_stage
 from stagebeam.stages import STAGES, Stage, conclusion, render, wrap
 
 SETTINGS = SearchSettings(temperature=1.0)
 COLOURS = {"red": "#d8453b", "green": "#3f9b54", "blue": "#3b6fd8"}
+QUESTIONS = 90  # that reports ask at most
 METHODS: tuple[tuple[str, int], ...] = (
     ("greedy", 1),
-    *((method, n) for n in (2, 4) for method in ("majority", "best_of_n", "stage_beam")),
+    *((method, n) for n in (2, 4) for method in SEARCHES),
 )
+IDS = {"generator_id": "scripted-generator", "judge_id": "scripted-judge"}
 
 
 def example(number: int) -> Example:
@@ -99,6 +105,8 @@ class ScriptedGenerator:
         gold = self.world.gold(request.prompt)
         whole = request.stops == (Stage.CONCLUSION.close_tag,) and not request.prefix
         wanted = STAGES if whole else [s for s in STAGES if s.close_tag in request.stops]
+        if ". " in request.stops:  # a stage is a sentence here
+            wanted = [current_stage(request.prefix)]
         for index, seed in enumerate(request.seeds):
             rng = random.Random(seed)
             said = gold if rng.random() < self.skill else rng.choice("1234ABCD")
@@ -127,35 +135,52 @@ class ScriptedJudge:
 
     async def compare(self, request: JudgeRequest) -> Judgement:
         gold = self.world.gold(request.prompt)
+        known = [
+            f"answer is {gold}." in text or conclusion(text) == gold for text in request.candidates
+        ]
         verdicts = []
         for a, b in request.pairs:
-            texts = request.candidates[a], request.candidates[b]
-            rng = random.Random("".join(texts))
-            known = sum(
-                sign * (f"answer is {gold}." in text or conclusion(text) == gold)
-                for sign, text in zip((1, -1), texts, strict=True)
-            )
-            margin = known + rng.gauss(0, self.noise) / 2
+            rng = random.Random(request.candidates[a] + request.candidates[b])
+            margin = known[a] - known[b] + rng.gauss(0, self.noise) / 2
             verdicts.append(Verdict(margin + self.bias, margin - self.bias))
-        usage = Usage(judge_tokens=120 * len(request.pairs), judge_calls=1)
-        return Judgement(tuple(verdicts), usage)
+        scores = tuple(
+            right + random.Random(text).gauss(0, self.noise) / 2
+            for right, text in zip(known, request.candidates, strict=True)
+        )
+        usage = Usage(judge_tokens=120 * max(len(request.pairs), 1), judge_calls=1)
+        return Judgement(tuple(verdicts), usage, scores)
 
 
-def searching(generator: ScriptedGenerator, judge: ScriptedJudge) -> Ask:
+def searching(
+    generator: ScriptedGenerator, judge: ScriptedJudge, settings: SearchSettings = SETTINGS
+) -> Ask:
     """Asks the scripted models in this process."""
 
     async def ask(asked: Example, method: Method, n: int) -> Trace:
-        settings = replace(SETTINGS, method=method, candidates=n)
-        ids = {"generator_id": "scripted-generator", "judge_id": "scripted-judge"}
-        return await answer(prompt_of(asked), generator, judge, settings, **ids)
+        wanted = replace(settings, method=method, candidates=n)
+        return await answer(prompt_of(asked), generator, judge, wanted, **IDS)
 
     return ask
+
+
+async def calibrated(path: Path) -> SearchSettings:
+    """Settings with cutoffs for `retrace`, from questions that no report asks."""
+    known = {prompt_of(example(number)) for number in range(QUESTIONS)}
+    drawn = (example(number) for number in range(1000, 1020))
+    world = World(tuple(e for e in drawn if prompt_of(e) not in known))
+    free = replace(SETTINGS, max_retraces=0)
+    ask = searching(ScriptedGenerator(world), ScriptedJudge(world), free)
+    traces = [await ask(asked, "retrace", 4) for asked in world.examples]
+    rows = [Row(id=e.id, digest=question_key(prompt_of(e))) for e in world.examples]
+    write_calibration(calibrate(traces, rows), path)
+    return replace(SETTINGS, calibration=path)
 
 
 async def ask_everything(world: World, folder: Path) -> tuple[AnswerStore, Rows]:
     """Every method, and a stronger model alone, on every example."""
     store, judge = AnswerStore(folder), ScriptedJudge(world)
-    ask = searching(ScriptedGenerator(world), judge)
+    settings = await calibrated(folder / "calibration.json")
+    ask = searching(ScriptedGenerator(world), judge, settings)
     rows = {
         name_of(method, n): await run_method(ask, world.examples, method, n, store, concurrency=8)
         for method, n in METHODS
@@ -191,7 +216,7 @@ def judge_pairs(world: World) -> list[JudgePair]:
     return pairs
 
 
-def build_report(folder: Path, questions: int = 90) -> tuple[Results, list[Case]]:
+def build_report(folder: Path, questions: int = QUESTIONS) -> tuple[Results, list[Case]]:
     """Results and cases as a quickstart would have them."""
     world = World(tuple(example(number) for number in range(questions)))
     store, rows = asyncio.run(ask_everything(world, folder))

@@ -124,6 +124,18 @@ def test_a_summary_compares_stage_beam_with_every_method_of_its_n_and_the_judge_
     assert set(found.oracle) == set(found.majority) == {"2", "4"}
 
 
+def test_every_method_has_its_figures_and_retracing_is_compared_like_stage_beam():
+    methods = ("majority", "best_of_n", "sentence_beam", "stage_beam", "retrace")
+    rows = {"greedy": [row("greedy", "a", True)]}
+    rows |= {f"{m}@2": [row(m, "a", True, 2, decode_tokens=7)] for m in methods}
+    found = summarise(rows)
+    assert all(getattr(found, method)["2"].cost.tokens == 7 for method in methods)
+    assert [(c.first, c.second) for c in found.comparisons] == [
+        *(("stage_beam@2", other) for other in ("greedy", *(f"{m}@2" for m in methods[:3]))),
+        *(("retrace@2", other) for other in ("greedy", *(f"{m}@2" for m in methods[:4]))),
+    ]
+
+
 def test_the_oracle_is_right_where_any_candidate_is_and_wrong_where_none_is():
     rows = {
         "greedy": [row("greedy", name, False) for name in "abc"],

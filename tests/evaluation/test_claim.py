@@ -1,15 +1,22 @@
+from functools import partial
+
 import pytest
 
 from stagebeam.evaluation.claim import label, write_claim
-from stagebeam.evaluation.results import Comparison
+from stagebeam.evaluation.results import SEARCHES, Comparison
 
 GAIN, LOSS, OPEN = (0.08, 0.03, 0.13, 0.002), (-0.06, -0.1, -0.02, 0.004), (0.01, -0.02, 0.04, 0.6)
 
 
-def against(second: str, figures: tuple[float, float, float, float], n: int = 4) -> Comparison:
+def against(
+    second: str,
+    figures: tuple[float, float, float, float],
+    n: int = 4,
+    first: str = "stage_beam",
+) -> Comparison:
     difference, low, high, p = figures
     return Comparison(
-        first=f"stage_beam@{n}",
+        first=f"{first}@{n}",
         second=second,
         first_accuracy=0.85,
         second_accuracy=0.85 - difference,
@@ -66,8 +73,20 @@ def test_the_claim_is_for_the_largest_n_not_the_best():
     assert "a gain is shown" not in claim
 
 
-def test_without_stage_beam_nothing_is_claimed():
+def test_without_stage_beam_nothing_is_claimed_of_it():
     assert "nothing is claimed" in write_claim([])
+    claim = write_claim([against("greedy", GAIN, first="retrace")])
+    assert "Stage beam was not measured" in claim and "questions retracing with N = 4" in claim
+
+
+def test_retracing_has_a_claim_of_its_own_behind_that_of_stage_beam():
+    retrace = partial(against, first="retrace")
+    ours = [retrace("greedy", GAIN), retrace("stage_beam@4", LOSS), against("greedy", OPEN)]
+    claim = write_claim(ours)
+    first, second = claim.split("On 256 held-out questions ")[1:]
+    assert first.startswith("stage beam with N = 4 has") and "neither a gain nor" in first
+    assert second.startswith("retracing with N = 4 has") and "a gain is shown over greedy" in second
+    assert "it is shown to be worse than stage beam, N = 4" in second
 
 
 @pytest.mark.parametrize(
@@ -85,6 +104,6 @@ def test_shown_needs_both_the_interval_and_the_exact_test(figures, shown):
 
 
 def test_every_method_has_a_name_for_people():
-    names = ["greedy", "judge_alone", "stage_beam@2", "best_of_n@2", "majority@2", "oracle@2"]
+    names = ["greedy", "judge_alone", *(f"{method}@2" for method in (*SEARCHES, "oracle"))]
     assert len({label(name) for name in names}) == len(names)
     assert label("majority@2") == "majority of 2"

@@ -4,12 +4,17 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
+from itertools import product
 
 import pytest
 from PIL import Image
 
 from stagebeam.evaluation.cases import choose
+from stagebeam.evaluation.claim import label
+from stagebeam.evaluation.plots import accuracy_against_seconds, accuracy_against_tokens
 from stagebeam.evaluation.report import data_uri, write_report
+from stagebeam.evaluation.results import SEARCHES
+from stagebeam.search.trace import RetraceTrace
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -54,11 +59,7 @@ def test_the_json_keeps_the_keys_that_other_programs_read(written):
     assert report["train"]["world_size"] == 2 and report["train"]["zero_stage"] == 3
     assert report["shards"]["rows"] == 24000
     methods = [report["greedy"], report["judge_alone"]]
-    methods += [
-        report[method][n]
-        for method in ("stage_beam", "best_of_n", "majority", "oracle")
-        for n in ("2", "4")
-    ]
+    methods += [report[method][n] for method in (*SEARCHES, "oracle") for n in ("2", "4")]
     for result in methods:
         assert result["accuracy"] == result["correct"] / result["questions"]
         low, high = result["interval"]
@@ -81,6 +82,7 @@ def test_the_json_keeps_the_keys_that_other_programs_read(written):
     for comparison in report["comparisons"]:
         assert {"first", "second", "difference", "interval", "p"} <= set(comparison)
     assert "stage beam with N = 4" in report["claim"]
+    assert "retracing with N = 4" in report["claim"]
     assert {"recipe", "fingerprints", "machine", "wandb", "seconds"} <= set(report)
 
 
@@ -94,14 +96,14 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(written):
         assert source.startswith(("data:image/", "#"))
 
 
-def test_the_page_shows_the_claim_every_method_and_three_plots(written, report_parts):
+def test_the_page_shows_the_claim_every_method_and_its_plots(written, report_parts):
     page = Page(written[0])
     assert report_parts[0].claim in page.text
-    for name in ("greedy", "majority of 2", "best of 4", "stage beam, N = 4", "oracle of 4"):
-        assert name in page.text
+    for method, n in product((*SEARCHES, "oracle"), (2, 4)):
+        assert label(f"{method}@{n}") in page.text
     assert "the judge's model alone" in page.text
     plots = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
-    assert len(plots) == 3
+    assert len(plots) == 4
     assert "latency under load" in page.text
 
 
@@ -110,6 +112,37 @@ def test_no_two_elements_share_an_id_and_plots_take_the_pages_colour(written):
     ids = [attributes["id"] for _, attributes in Page(html).tags if "id" in attributes]
     assert len(ids) == len(set(ids)) and ids
     assert "currentColor" in html and "#010203" not in html
+
+
+@pytest.mark.parametrize(
+    "plot, cost",
+    [(accuracy_against_tokens, "tokens"), (accuracy_against_seconds, "seconds")],
+)
+def test_a_plot_has_a_point_for_each_n_of_each_method(plot, cost, report_parts):
+    svg = plot(report_parts[0])
+    for name in ("sentence beam", "retracing", "stage beam", "best of N", "majority", "oracle"):
+        assert f">{name}</text>" in svg
+    drawn = [text for text in re.findall(r">([^<]*)</text>", svg) if text in ("2", "4")]
+    assert len(drawn) >= 2 * 6
+    moved = report_parts[0].retrace["4"]
+    dearer = moved.cost.model_copy(update={cost: 50 * getattr(moved.cost, cost)})
+    by_n = {**report_parts[0].retrace, "4": moved.model_copy(update={"cost": dearer})}
+    assert plot(report_parts[0].model_copy(update={"retrace": by_n})) != svg
+
+
+def test_a_retraced_answer_shows_scores_and_where_it_went_back(report_parts, tmp_path):
+    results, cases = report_parts
+    case = cases[0]
+    stage = case.trace.stages[1]
+    scored = stage.candidates[0].model_copy(update={"score": -1.25, "parent": 3})
+    stage = stage.model_copy(update={"candidates": (scored, *stage.candidates[1:])})
+    back = RetraceTrace(stage="CAPTION", back_to="SUMMARY", best=-2.5, cutoff=-2.0)
+    changes = {"stages": (stage,), "retraces": (back,)}
+    shown = replace(case, trace=case.trace.model_copy(update=changes))
+    text = Page(write_report(results, [shown], tmp_path).read_text()).text
+    assert "CAPTION went back to SUMMARY: best score \N{MINUS SIGN}2.50" in text
+    assert "\N{MINUS SIGN}2.00 was needed" in text
+    assert "score \N{MINUS SIGN}1.25" in text and "after #3" in text
 
 
 def test_at_least_five_traces_can_be_read_stage_by_stage(written, report_parts):
@@ -189,8 +222,9 @@ def test_a_report_of_accuracies_alone_renders_too(report_parts, tmp_path):
             "comparisons": (),
         }
     )
-    page = Page(write_report(bare, [], tmp_path).read_text())
-    assert "The judge" not in page.text
+    html = write_report(bare, [], tmp_path).read_text()
+    Page(html)
+    assert "<h2>The judge</h2>" not in html
     assert json.loads((tmp_path / "report.json").read_text())["judge"] is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,14 +20,16 @@ from rich.console import Console
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 
 from scripted_server import WorldSearcher, http_world
-from scripted_world import ScriptedGenerator, World, example
+from scripted_world import ScriptedGenerator, World, calibrated, example
 
 from jobs.evaluate import alone, evaluate, load_questions
 from stagebeam.data.writing import write_shards
+from stagebeam.evaluation.results import SEARCHES
 from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, JudgeConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
+from stagebeam.search.calibration import read_calibration, write_calibration
 
 ROOT = Path(__file__).parents[2]
 ROWS = 24
@@ -125,6 +128,70 @@ def test_a_finished_evaluation_asks_nothing_again_unless_it_is_fresh(recipe, sea
         assert report_of(recipe)["stage_beam"] == first["stage_beam"]
         evaluate(recipe, url=url, fresh=True, console=console)
         assert len(searcher.asked) == 2 * METHODS * ROWS
+
+
+def with_every_search(recipe: Recipe, calibration: Path | None) -> Recipe:
+    assert recipe.evaluation is not None
+    evaluation = recipe.evaluation.model_copy(update={"methods": SEARCHES})
+    search = recipe.search.model_copy(update={"calibration": calibration})
+    return recipe.model_copy(update={"evaluation": evaluation, "search": search})
+
+
+@pytest.fixture
+def calibration(tmp_path) -> Path:
+    """Cutoffs for the models that `searcher` serves."""
+    path = tmp_path / "calibration.json"
+    asyncio.run(calibrated(path))
+    models = {"generator": "scripted-0.55", "judge": "scripted-judge"}
+    write_calibration(read_calibration(path).model_copy(update=models), path)
+    return path
+
+
+def test_every_method_is_asked_and_retracing_by_the_recipes_calibration(
+    recipe, searcher, calibration, console
+):
+    searcher.calibration = calibration
+    with http_world(searcher) as url:
+        evaluate(recipe, url=url, console=console)  # without the new methods
+        evaluate(with_every_search(recipe, calibration), url=url, console=console)
+    assert len(searcher.asked) == (METHODS + 2) * ROWS
+    report = report_of(recipe)
+    for method in SEARCHES:
+        assert report[method]["2"]["questions"] == ROWS and report[method]["2"]["failed"] == 0
+    compared = {(c["first"], c["second"]) for c in report["comparisons"]}
+    assert {("stage_beam@2", "sentence_beam@2"), ("retrace@2", "stage_beam@2")} <= compared
+    assert "retracing with N = 2" in report["claim"]
+
+
+def test_retracing_without_its_calibration_is_refused_before_anything_is_asked(
+    recipe, searcher, tmp_path, console
+):
+    with http_world(searcher) as url:
+        with pytest.raises(ValueError, match=r"'tiny' evaluates retrace and has no search\.calib"):
+            evaluate(with_every_search(recipe, None), url=url, console=console)
+        absent = with_every_search(recipe, tmp_path / "none.json")
+        with pytest.raises(ValueError, match=r"There is no calibration at .*none\.json"):
+            evaluate(absent, url=url, console=console)
+    assert searcher.asked == []
+
+
+def test_retracing_by_other_cutoffs_than_the_recipes_is_not_scored(
+    recipe, searcher, world, calibration, tmp_path, console
+):
+    recipe = with_every_search(recipe, calibration)
+    assert recipe.evaluation is not None
+    only = recipe.evaluation.model_copy(update={"methods": ("retrace",), "rows": 3})
+    recipe = recipe.model_copy(update={"evaluation": only})
+    other = read_calibration(calibration).model_copy(update={"z": 0.5})
+    searcher.calibration = tmp_path / "other.json"
+    write_calibration(other, searcher.calibration)
+    refused = f"All 3 .* calibration {other.fingerprint}, the recipe names"
+    with http_world(searcher) as url, pytest.raises(ValueError, match=refused):
+        evaluate(recipe, url=url, console=console)
+    searcher.generator = ScriptedGenerator(world, skill=0.9)
+    refused = r"made with the generator scripted-0\.55, and this"
+    with http_world(searcher) as url, pytest.raises(ValueError, match=refused):
+        evaluate(recipe, url=url, fresh=True, console=console)
 
 
 @pytest.mark.parametrize("what", ["generator", "search"])

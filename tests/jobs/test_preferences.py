@@ -22,6 +22,7 @@ from stagebeam.data.writing import write_shards
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.models.load import Loaded
 from stagebeam.recipe import DataConfig, Recipe, load_recipe
+from stagebeam.records import Image
 from stagebeam.search import Trace, answer
 from stagebeam.search.preferences import pairs_of
 from stagebeam.search.trace import write_traces
@@ -31,9 +32,7 @@ from stagebeam.training.preference import PreferenceEncoder
 QUESTIONS = tuple(example(number) for number in range(6))
 
 
-def ask_all() -> list[Trace]:
-    world = World(QUESTIONS)
-
+def ask_all(world: World) -> list[Trace]:
     async def ask() -> list[Trace]:
         return [
             await answer(
@@ -44,7 +43,7 @@ def ask_all() -> list[Trace]:
                 generator_id="g",
                 judge_id="j",
             )
-            for question in QUESTIONS
+            for question in world.examples
         ]
 
     return asyncio.run(ask())
@@ -53,7 +52,7 @@ def ask_all() -> list[Trace]:
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
-    write_traces(path, ask_all())
+    write_traces(path, ask_all(World(QUESTIONS)))
     return path
 
 
@@ -68,7 +67,7 @@ def test_every_pair_of_the_traces_is_a_row_with_its_images(
     traces: Path, shards: Path, tmp_path: Path
 ) -> None:
     manifest = write_pairs([traces], [shards], tmp_path / "pairs")
-    expected = [pair for trace in ask_all() for pair in pairs_of(trace)]
+    expected = [pair for trace in ask_all(World(QUESTIONS)) for pair in pairs_of(trace)]
     read = read_preferences(tmp_path / "pairs")
     assert len(read) == len(expected) == manifest.rows > 10
     images = {question.messages[0].text: set() for question in QUESTIONS}
@@ -107,6 +106,38 @@ def test_a_pair_whose_image_is_in_no_shard_is_refused(traces: Path, tmp_path: Pa
     assert manifest.faults["missing image"] > 0 < manifest.rows
     with pytest.raises(ValueError, match="there is no preference that can be used"):
         write_pairs([traces], [], tmp_path / "none")
+
+
+class Held(bytes):
+    """Bytes that count how many of their kind there are."""
+
+    now = most = 0
+
+    def __new__(cls, data: bytes) -> Held:  # of a copy too
+        Held.now += 1
+        Held.most = max(Held.most, Held.now)
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        Held.now -= 1
+
+
+def test_a_few_images_are_held_at_once_however_many_there_are(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rows that are read and written at the time, not of the shards or the pairs."""
+    many = World(tuple(example(number) for number in range(100, 160)))
+    path, folder = tmp_path / "many.jsonl", tmp_path / "many"
+    write_traces(path, ask_all(many))
+    monkeypatch.setattr("stagebeam.data.parts._GROUP_ROWS", 4)
+    write_shards(many.examples, folder, DataConfig(shards=folder))
+    monkeypatch.setattr("stagebeam.data.preferences._GROUP_ROWS", 8)
+    monkeypatch.setattr("stagebeam.data.shards.Image", lambda data, path: Image(Held(data), path))
+    manifest = write_pairs([path], [shards, folder], tmp_path / "pairs")
+    assert manifest.rows > 100
+    # A group to write, and a group that is read: of 4 rows, or the 6 of the other folder.
+    assert 8 <= Held.most <= 8 + 2 * 6
+    assert all(row.images for row in read_preferences(tmp_path / "pairs"))
 
 
 def test_a_folder_in_use_is_left_alone(traces: Path, shards: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from stagebeam.data import manifest as manifests
 from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.manifest import Manifest, Refusal, Shard
+from stagebeam.data.row_groups import RowGroups
 from stagebeam.records import Example, Image, Message
 from stagebeam.stages import STAGES, Stage, parse, wrap
 
@@ -33,6 +34,9 @@ _SCHEMA = pa.schema(
         ("trace", pa.string()),
     ]
 )
+# A row group is what reading one row costs, so it ends at whichever comes first.
+_GROUP_ROWS = 128
+_GROUP_BYTES = 1 << 20  # of images
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +86,30 @@ def first_fault(example: Example, answer: str) -> Preference | None:
 
 
 def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:
-    """Write one parquet file, whole or not at all; returns the rows written."""
-    rows = []
+    """Write one parquet file, whole or not at all, a row group in memory at a time; returns the
+    rows written."""
+    partial, rows = path.with_suffix(".partial"), 0
+    with pq.ParquetWriter(partial, _SCHEMA) as writer:
+        for group in _groups(preferences):
+            writer.write_table(pa.Table.from_pylist(group, schema=_SCHEMA))
+            rows += len(group)
+    partial.rename(path)
+    return rows
+
+
+def _groups(preferences: Iterable[Preference]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size = 0
     for preference in preferences:
         row = asdict(preference)
         row["conversations"] = row.pop("messages")
-        rows.append({**row, "stage": preference.stage.value})
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), partial)
-    partial.rename(path)
-    return len(rows)
+        group.append({**row, "stage": preference.stage.value})
+        size += sum(len(image.bytes) for image in preference.images)
+        if len(group) == _GROUP_ROWS or size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def write_preference_shards(
@@ -112,12 +130,13 @@ def write_preference_shards(
     folder.mkdir(parents=True, exist_ok=True)
     remaining: Iterator[Preference] = iter(preferences)
     shards: list[Shard] = []
-    while part := list(islice(remaining, rows_per_shard)):
-        file = folder / f"part-{len(shards):05d}.parquet"
-        write_preferences(file, part)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        size = file.stat().st_size
-        shards.append(Shard(file=file.name, rows=len(part), bytes=size, sha256=digest))
+    for first in remaining:
+        path = folder / f"part-{len(shards):05d}.parquet"
+        count = write_preferences(path, chain((first,), islice(remaining, rows_per_shard - 1)))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        shards.append(Shard(file=path.name, rows=count, bytes=size, sha256=digest))
     rows, left_out = sum(shard.rows for shard in shards), tuple(refused())
     if not rows:
         raise ValueError(f"Nothing for {folder}: there is no preference that can be used.")
@@ -135,14 +154,35 @@ def write_preference_shards(
     return manifest
 
 
+class Preferences(Sequence[Preference]):
+    """The rows of a file, or of a folder of shards, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError where there is none."""
+        if not path.exists():
+            raise ValueError(f"There is no preference file at {path}.")
+        files = [path]
+        if path.is_dir():
+            files = [path / shard.file for shard in manifests.read_manifest(path).shards]
+        self._rows = RowGroups(files)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Preference: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Preference]: ...
+    def __getitem__(self, index: int | slice) -> Preference | list[Preference]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            return _preference(self._rows.row(numbers))
+        return [self[number] for number in numbers]
+
+
 def read_preferences(path: Path) -> list[Preference]:
-    """All rows of a file, or of a folder of shards. Raises ValueError where there is none."""
-    if not path.exists():
-        raise ValueError(f"There is no preference file at {path}.")
-    files = [path]
-    if path.is_dir():
-        files = [path / shard.file for shard in manifests.read_manifest(path).shards]
-    return [_preference(row) for file in files for row in pq.read_table(file).to_pylist()]
+    """All of them at once. Raises ValueError as `Preferences` does."""
+    return list(Preferences(path))
 
 
 def _preference(row: dict[str, Any]) -> Preference:

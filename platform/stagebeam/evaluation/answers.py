@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
@@ -12,9 +12,17 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, write_claim
+from stagebeam.evaluation.claim import CLAIMED, JUDGE_ALONE, write_claim
 from stagebeam.evaluation.question import digest_of
-from stagebeam.evaluation.results import Accuracies, Comparison, Cost, MethodResult, Share
+from stagebeam.evaluation.results import (
+    SEARCHES,
+    Accuracies,
+    Comparison,
+    Cost,
+    MethodResult,
+    Share,
+)
+from stagebeam.evaluation.scorers.conclusion import Outcome
 from stagebeam.evaluation.scoring import correct
 from stagebeam.evaluation.statistics import paired_difference, wilson
 from stagebeam.records import Example
@@ -23,6 +31,8 @@ from stagebeam.stages import conclusion
 
 ANSWERS_FILE = "answers.jsonl"
 TRACES_FILE = "traces.jsonl"
+
+Rule = Callable[[Example, str], Outcome]  # of a question and the whole text of a reply
 
 
 class AnswerRow(BaseModel):
@@ -42,11 +52,23 @@ class AnswerRow(BaseModel):
     seconds: float  # wall clock that the asker saw
     usage: UsageTrace | None
     oracle: bool | None = None  # of whole answers: whether any candidate was right
+    said: str | None = None  # under a benchmark's rule: what the reply was read as
+    score: float | None = None  # under a benchmark's rule, from 0 to 1; right is 1
     error: str | None = None
 
     @classmethod
-    def of(cls, method: str, n: int, example: Example, trace: Trace, seconds: float) -> Self:
-        """Score a trace against its example."""
+    def of(
+        cls,
+        method: str,
+        n: int,
+        example: Example,
+        trace: Trace,
+        seconds: float,
+        rule: Rule | None = None,
+    ) -> Self:
+        """Score a trace against its example, by `rule` or by the conclusion alone."""
+        score = rule or _by_conclusion
+        outcome = score(example, trace.text)
         first = trace.stages[0] if trace.stages else None  # none where a limit left nothing
         whole = first.candidates if first is not None and first.stage == "ANSWER" else ()
         return cls(
@@ -55,13 +77,15 @@ class AnswerRow(BaseModel):
             id=example.id,
             question=digest_of(example),
             trace_id=trace.id,
-            correct=correct(trace.conclusion, example),
+            correct=outcome.score == 1,
             conclusion=trace.conclusion,
             gold=example.answer or "",
             category=example.category,
             seconds=seconds,
             usage=trace.usage,
-            oracle=any(correct(conclusion(c.text), example) for c in whole) if whole else None,
+            oracle=any(score(example, c.text).score == 1 for c in whole) if whole else None,
+            said=outcome.said if rule else None,
+            score=outcome.score if rule else None,
         )
 
     @classmethod
@@ -80,6 +104,11 @@ class AnswerRow(BaseModel):
             usage=None,
             error=error,
         )
+
+
+def _by_conclusion(example: Example, text: str) -> Outcome:
+    said = conclusion(text)
+    return Outcome(said, float(correct(said, example)))
 
 
 Rows = Mapping[str, Sequence[AnswerRow]]  # by `name_of` a method
@@ -236,27 +265,32 @@ def summarise(rows: Rows) -> Accuracies:
     for name, result in results.items():
         method, _, n = name.partition("@")
         by_method.setdefault(method, {})[n] = result
-    best_of_n, majority = by_method.get("best_of_n", {}), by_method.get("majority", {})
+    searches = {method: by_method.get(method, {}) for method in SEARCHES}
     oracle = {
-        n: oracle_result(rows[f"best_of_n@{n}"], _oracle_cost(result, majority.get(n)))
-        for n, result in best_of_n.items()
+        n: oracle_result(rows[f"best_of_n@{n}"], _oracle_cost(result, searches["majority"].get(n)))
+        for n, result in searches["best_of_n"].items()
     }
     comparisons = tuple(
-        compare(f"{STAGE_BEAM}@{n}", other, rows)
-        for n in by_method.get(STAGE_BEAM, {})
-        for other in ("greedy", f"majority@{n}", f"best_of_n@{n}", JUDGE_ALONE)
+        compare(f"{method}@{n}", other, rows)
+        for method in CLAIMED
+        for n in searches[method]
+        for other in _compared_with(method, n)
         if other in rows
     )
     return Accuracies(
         greedy=results["greedy"],
-        stage_beam=by_method.get(STAGE_BEAM, {}),
-        best_of_n=best_of_n,
-        majority=majority,
+        **searches,
         oracle=oracle,
         judge_alone=results.get(JUDGE_ALONE),
         comparisons=comparisons,
         claim=write_claim(comparisons),
     )
+
+
+def _compared_with(method: str, n: str) -> list[str]:
+    """Greedy, the methods that stand before it in tables at the same N, the judge's model alone."""
+    before = SEARCHES[: SEARCHES.index(method)]
+    return ["greedy", *(f"{other}@{n}" for other in before), JUDGE_ALONE]
 
 
 def _oracle_cost(best_of_n: MethodResult, majority: MethodResult | None) -> Cost:

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, InternalServerError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from stagebeam.evaluation.answers import AnswerRow, AnswerStore
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rule
 from stagebeam.evaluation.claim import JUDGE_ALONE
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.inference.types import Generator
@@ -36,11 +36,21 @@ class Ask(Protocol):
 
 
 class HttpAsk:
-    """Asks a served endpoint by the OpenAI client. Passing errors are retried."""
+    """Asks a served endpoint by the OpenAI client. Passing errors are retried.
 
-    def __init__(self, client: AsyncOpenAI, model: str, settings: SearchSettings) -> None:
+    `calibration` is the fingerprint of the cutoffs that `retrace` must have searched with: the
+    file is the server's own. An answer with others is a failure.
+    """
+
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        model: str,
+        settings: SearchSettings,
+        calibration: str | None = None,
+    ) -> None:
         self._client = client.with_options(max_retries=0)  # the retries are here
-        self._model = model
+        self._model, self._calibration = model, calibration
         self._search = {
             "tournament": settings.tournament,
             "temperature": settings.temperature,
@@ -71,7 +81,13 @@ class HttpAsk:
                     messages=openai_messages(prompt.messages, prompt.images),
                     extra_body={"search": search},
                 )
-        return Trace.model_validate((reply.model_extra or {}).get("trace"))
+        trace = Trace.model_validate((reply.model_extra or {}).get("trace"))
+        if method == "retrace" and self._calibration not in (None, trace.calibration):
+            raise ValueError(
+                f"the endpoint retraces by the calibration {trace.calibration}, the recipe names "
+                f"{self._calibration}"
+            )
+        return trace
 
 
 class GeneratorAsk:
@@ -99,6 +115,7 @@ async def run_method(
     store: AnswerStore,
     *,
     concurrency: int,
+    rule: Rule | None = None,
     on_answer: Callable[[AnswerRow], None] = lambda row: None,
 ) -> list[AnswerRow]:
     """Ask every example that `store` has no answer to; returns all rows, in the examples' order.
@@ -126,7 +143,7 @@ async def run_method(
             row = AnswerRow.failure(method, n, example, reason_of(error), seconds)
             store.add(row, None)
             return row
-        row = AnswerRow.of(method, n, example, trace, time.perf_counter() - started)
+        row = AnswerRow.of(method, n, example, trace, time.perf_counter() - started, rule)
         store.add(row, trace)
         return row
 

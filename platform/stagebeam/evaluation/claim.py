@@ -6,26 +6,36 @@ from collections.abc import Sequence
 
 from stagebeam.evaluation.results import Comparison
 
-STAGE_BEAM = "stage_beam"
+STAGE_BEAM, RETRACE = "stage_beam", "retrace"
+CLAIMED = (STAGE_BEAM, RETRACE)  # methods that are compared with the others
 JUDGE_ALONE = "judge_alone"
 
 
 def write_claim(comparisons: Sequence[Comparison]) -> str:
-    """The claim for stage beam at the largest N that was measured.
+    """The claim for stage beam, and for retracing where it was measured, each at its largest N.
 
     The largest, not the best: picking the best N after the fact would favour the search.
     """
-    ours = [c for c in comparisons if c.first.partition("@")[0] == STAGE_BEAM]
+    parts = [_claim_for(method, comparisons) for method in CLAIMED]
+    if not parts[0]:
+        parts[0] = "Stage beam was not measured, so nothing is claimed about it."
+    return " ".join(filter(None, parts))
+
+
+def _claim_for(method: str, comparisons: Sequence[Comparison]) -> str:
+    ours = [c for c in comparisons if c.first.partition("@")[0] == method]
     if not ours:
-        return "Stage beam was not measured, so nothing is claimed about it."
+        return ""
     n = max(int(c.first.partition("@")[2]) for c in ours)
-    ours = [c for c in ours if c.first == f"{STAGE_BEAM}@{n}"]
+    ours = [c for c in ours if c.first == f"{method}@{n}"]
     alone = next((c for c in ours if c.second == JUDGE_ALONE), None)
     others = [c for c in ours if c is not alone]
-    return " ".join(part for part in (_against_methods(n, others), _against_judge(alone)) if part)
+    name = {STAGE_BEAM: "stage beam", RETRACE: "retracing"}[method]
+    parts = _against_methods(f"{name} with N = {n}", others), _against_judge(alone)
+    return " ".join(filter(None, parts))
 
 
-def _against_methods(n: int, comparisons: Sequence[Comparison]) -> str:
+def _against_methods(ours: str, comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return ""
     gains, losses, open_ = (
@@ -40,7 +50,7 @@ def _against_methods(n: int, comparisons: Sequence[Comparison]) -> str:
         findings.append(f"neither a gain nor a loss is shown against {_listed(open_)}")
     first = comparisons[0]
     return (
-        f"On {first.questions} held-out questions stage beam with N = {n} has "
+        f"On {first.questions} held-out questions {ours} has "
         f"{first.first_accuracy:.1%} right: {'; '.join(findings)}."
     )
 
@@ -92,6 +102,8 @@ def label(name: str) -> str:
         "stage_beam": f"stage beam, N = {n}",
         "best_of_n": f"best of {n}",
         "majority": f"majority of {n}",
+        "sentence_beam": f"sentence beam, N = {n}",
+        "retrace": f"retracing, N = {n}",
         "oracle": f"oracle of {n}",
         "judge_alone": "the judge's model alone",
     }

@@ -22,6 +22,8 @@ _STYLES = {
     "stage_beam": ("stage beam", "#e07b39", "o"),
     "best_of_n": ("best of N", "#3b8fd1", "s"),
     "majority": ("majority", "#3a9d78", "^"),
+    "sentence_beam": ("sentence beam", "#b59a2d", "v"),
+    "retrace": ("retracing", "#7a6fd0", "X"),
     "oracle": ("oracle", "#9a8fb0", "D"),
 }
 _GREEDY = ("greedy", _INK, "P")
@@ -58,6 +60,11 @@ def accuracy_against_passes(results: Accuracies) -> str:
     )
 
 
+def accuracy_against_seconds(results: Accuracies) -> str:
+    """Accuracy over the median wall clock, under the load of the run."""
+    return _accuracy_plot(results, lambda cost: cost.seconds, "seconds an answer", "seconds")
+
+
 def _accuracy_plot(
     results: Accuracies, x_of: Callable[[Cost], float], x_label: str, plot_id: str
 ) -> str:
@@ -92,13 +99,18 @@ def _scale_x(axes: Axes, xs: list[float]) -> None:
     """A logarithmic axis where costs differ by much; a narrow one would have no labels."""
     if min(xs) > 0 and max(xs) / min(xs) > 4:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _number(x)))
         axes.xaxis.set_minor_formatter(FuncFormatter(_sparse_tick))
 
 
 def _sparse_tick(value: float, _: int) -> str:
     leading = int(f"{value:e}"[0])
-    return f"{value:,.0f}" if leading in (2, 5) else ""
+    return _number(value) if leading in (2, 5) else ""
+
+
+def _number(value: float) -> str:
+    """Seconds may be under one; tokens and passes are whole."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:.2g}"
 
 
 def _draw_method(

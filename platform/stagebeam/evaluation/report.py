@@ -18,10 +18,18 @@ from stagebeam.evaluation.cases import Case, choose
 from stagebeam.evaluation.claim import label
 from stagebeam.evaluation.plots import (
     accuracy_against_passes,
+    accuracy_against_seconds,
     accuracy_against_tokens,
     judge_by_stage,
 )
-from stagebeam.evaluation.results import Accuracies, JudgeCard, JudgeResult, MethodResult, Results
+from stagebeam.evaluation.results import (
+    SEARCHES,
+    Accuracies,
+    JudgeCard,
+    JudgeResult,
+    MethodResult,
+    Results,
+)
 from stagebeam.search.trace import CandidateTrace, StageTrace
 from stagebeam.stages import Stage, parse, stage_body
 
@@ -58,6 +66,7 @@ def _render(results: Results, cases: Sequence[Case]) -> str:
         label=label,
         tokens_plot=Markup(accuracy_against_tokens(results)),
         passes_plot=Markup(accuracy_against_passes(results)),
+        seconds_plot=Markup(accuracy_against_seconds(results)),
         judge_plot=Markup(judge_by_stage(_judge_kinds(results.judge))) if results.judge else None,
         cases=[_CaseView(case) for case in cases],
     )
@@ -66,7 +75,7 @@ def _render(results: Results, cases: Sequence[Case]) -> str:
 def method_lines(results: Accuracies) -> list[tuple[str, MethodResult]]:
     """Every method with its name, greedy first, the bounds (judge alone, oracle) last."""
     lines = [("greedy", results.greedy)]
-    for method in ("majority", "best_of_n", "stage_beam"):
+    for method in SEARCHES:
         by_n: dict[str, MethodResult] = getattr(results, method)
         lines += [(name_of(method, int(n)), by_n[n]) for n in sorted(by_n, key=int)]
     if results.judge_alone is not None:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stagebeam.evaluation.statistics import Interval
 
+# Methods that draw several candidates, in the order in which tables name them.
+SEARCHES = ("majority", "best_of_n", "sentence_beam", "stage_beam", "retrace")
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -143,6 +146,8 @@ class Accuracies(_Frozen):
     stage_beam: dict[str, MethodResult] = Field(default_factory=dict)
     best_of_n: dict[str, MethodResult] = Field(default_factory=dict)
     majority: dict[str, MethodResult] = Field(default_factory=dict)
+    sentence_beam: dict[str, MethodResult] = Field(default_factory=dict)
+    retrace: dict[str, MethodResult] = Field(default_factory=dict)
     oracle: dict[str, MethodResult] = Field(default_factory=dict)
     judge_alone: MethodResult | None = None
     comparisons: tuple[Comparison, ...] = ()

@@ -1,18 +1,17 @@
 """Whether a conclusion is right: strict and small, never guessing. No match is wrong.
 
 This is the `strict` rule of the platform: it reads the conclusion alone. The looser rules that
-published benchmark figures rest on are another matter and live elsewhere.
+published benchmark figures rest on are in `matching` and `scorers`.
 """
 
 from __future__ import annotations
 
-import re
 import string
+from collections.abc import Mapping
 
+from stagebeam.evaluation.matching import letter_of, match_choice
 from stagebeam.records import Example
 from stagebeam.search.votes import normalise
-
-_LETTER = re.compile(r"\(([a-z])\)|([a-z])\)?")  # once normalised
 
 
 def correct(conclusion: str | None, example: Example) -> bool:
@@ -27,35 +26,20 @@ def correct(conclusion: str | None, example: Example) -> bool:
     """
     if example.answer is None or not normalise(example.answer):
         raise ValueError(f"Example {example.id} has no gold answer to score against.")
-    gold = _option(example) if example.choices else None
+    options = dict(zip(string.ascii_uppercase, example.choices, strict=False))
+    gold = _gold_letter(example, options) if options else None
     if conclusion is None:
         return False
-    said = normalise(conclusion)
-    if gold is None:
-        return said == normalise(example.answer)
-    letter = _letter(said, len(example.choices))
-    if letter is not None:
-        return letter == gold
-    texts = [normalise(choice) for choice in example.choices]
-    return bool(said) and texts.count(said) == 1 and texts.index(said) == gold
+    if gold is not None:
+        return match_choice(conclusion, options, "strict") == gold
+    return normalise(conclusion) == normalise(example.answer)
 
 
-def _option(example: Example) -> int:
-    """Index of the right option."""
-    index = _letter(normalise(example.answer or ""), len(example.choices))
-    if index is None:
-        last = string.ascii_uppercase[len(example.choices) - 1]
+def _gold_letter(example: Example, options: Mapping[str, str]) -> str:
+    letter = letter_of(normalise(example.answer or ""), options)
+    if letter is None:
         raise ValueError(
             f"Example {example.id} is multiple choice, so its answer must be a letter"
-            f" A to {last}, not {example.answer!r}."
+            f" A to {list(options)[-1]}, not {example.answer!r}."
         )
-    return index
-
-
-def _letter(text: str, options: int) -> int | None:
-    """Index of the option that a normalised text names by its letter, else None."""
-    found = _LETTER.fullmatch(text)
-    if found is None:
-        return None
-    index = string.ascii_lowercase.index(found[1] or found[2])
-    return index if index < options else None
+    return letter

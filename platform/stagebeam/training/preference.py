@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stagebeam.data.preferences import Preference, read_preferences
+from stagebeam.data.preferences import Preference, Preferences
 from stagebeam.models.encoder import IGNORE, Arrays, EncodedRow, RowEncoder
 from stagebeam.records import Example
 from stagebeam.training.objectives import CHOSEN, GOLD, REJECTED
@@ -29,8 +29,8 @@ class PreferenceEncoder:
         return PreferenceEncoder, (self.encoder, self.pairs, self.pairs_per_row)
 
     @cached_property
-    def _preferences(self) -> list[Preference]:
-        return read_preferences(self.pairs)
+    def _preferences(self) -> Preferences:
+        return Preferences(self.pairs)
 
     def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
         """Arrays of `RowEncoder.collate`, rows gold, chosen, rejected, and their `role` [B];

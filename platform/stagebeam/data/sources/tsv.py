@@ -12,7 +12,7 @@ import base64
 import binascii
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from io import BufferedReader
 from itertools import islice, takewhile
@@ -28,6 +28,7 @@ from stagebeam.records import Example, Image, Message
 from stagebeam.source_config import TsvSource
 
 _COLUMNS = ("index", "image", "question", "answer")
+_SHARING = ("index", "image")  # what finding another row's image takes
 _LONGEST_INDEX = 64
 _MAX_FIELD = 256 << 20  # characters; csv's own limit is less than one photograph
 
@@ -51,6 +52,22 @@ def read_span(span: Span[TsvSource]) -> Iterator[Example | Refused]:
         records = islice(_records(file, span.offset), span.rows)
         for number, (_, cells) in enumerate(records, start=span.first + 1):
             yield _row(cells, header, f"{source.file.name}:{number}", source)
+
+
+def read_table(path: Path, needed: Sequence[str]) -> Iterator[tuple[dict[str, str], list[bytes]]]:
+    """Every row as text by column, and its images, for readers with columns of their own.
+
+    Raises ValueError if the file is not there or lacks a column of `needed` (`index` and `image`
+    among them), and for the first row that cannot be read.
+    """
+    with open_binary(path, "TSV file") as file:
+        header, start = _header(path, file, needed)
+        for number, (_, cells) in enumerate(_records(file, start), start=1):
+            try:
+                fields = _fields(cells, header)
+                yield fields, _images(fields["image"].strip(), path)
+            except RowError as error:
+                raise ValueError(f"{path}, row {number}: {error}") from None
 
 
 def fingerprint(source: TsvSource) -> str:
@@ -105,14 +122,16 @@ def _records(file: BufferedReader, offset: int) -> Iterator[tuple[int, list[str]
             yield begin, cells
 
 
-def _header(path: Path, file: BufferedReader) -> tuple[list[str], int]:
+def _header(
+    path: Path, file: BufferedReader, needed: Sequence[str] = _COLUMNS
+) -> tuple[list[str], int]:
     """The names of the columns, and where the first row begins."""
     lines = _Lines(file, 0)
     try:
         header = next(csv.reader(lines, delimiter="\t"), [])
     except csv.Error:  # not a text at all
         header = []
-    absent = [name for name in _COLUMNS if name not in header]
+    absent = [name for name in needed if name not in header]
     if absent:
         raise ValueError(f"The TSV file {path} has no column {', '.join(absent)}.")
     return header, lines.offset
@@ -232,7 +251,7 @@ def _shared(index: str, path: Path) -> str:
 def _places(path: Path, stamp: tuple[int, int]) -> dict[str, int]:
     """Where the row of each index begins; `stamp` is there for the cache."""
     with open_binary(path, "TSV file") as file:
-        header, start = _header(path, file)
+        header, start = _header(path, file, _SHARING)
         column = header.index("index")
         places: dict[str, int] = {}
         for offset, cells in _records(file, start):
@@ -243,6 +262,6 @@ def _places(path: Path, stamp: tuple[int, int]) -> dict[str, int]:
 
 def _image_at(path: Path, place: int) -> str:
     with open_binary(path, "TSV file") as file:
-        header, _ = _header(path, file)
+        header, _ = _header(path, file, _SHARING)
         _, cells = next(_records(file, place))
         return _fields(cells, header)["image"].strip()
