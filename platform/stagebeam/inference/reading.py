@@ -27,10 +27,11 @@ _NOTHING = Sight()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The images of a question, as arrays, and what names them."""
+    """The images of a question, as arrays, what names them, and where they stand (`Prompt`)."""
 
     images: tuple[Arrays, ...]
     digest: bytes
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class Reader:
 
         Raises ValueError where one cannot be decoded.
         """
-        return Look(tuple(map(self._image, prompt.images)), images_digest(prompt.images))
+        images = tuple(map(self._image, prompt.images))
+        return Look(images, images_digest(prompt.images), prompt.places)
 
     def _image(self, data: bytes) -> Arrays:
         key = images_digest((data,))

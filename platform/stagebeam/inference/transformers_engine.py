@@ -83,7 +83,8 @@ class TransformersEngine:
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         """Candidates as they finish, then the usage. Closing the iterator stops the decoding.
 
-        Raises ValueError for a prompt that cannot be encoded (chat markers, a broken image).
+        Raises ValueError for a prompt that cannot be encoded (a broken image, turns that the chat
+        template refuses).
         """
         until = time.monotonic() + (float("inf") if request.seconds is None else request.seconds)
         look, ids = await asyncio.to_thread(self.encode, request.prompt, request.prefix)
@@ -114,8 +115,8 @@ class TransformersEngine:
         Raises ValueError for a prompt that cannot be encoded.
         """
         look = self._reader.look(prompt)
-        ids = self.encoder.prompt_ids(prompt.messages, look.images)
-        return look, ids + self.encoder.ids(prefix)
+        ids = self.encoder.prompt_ids(prompt.messages, look.images, look.places)
+        return look, ids + self.encoder.text_ids(prefix)
 
     def look(self, prompt: Prompt) -> Look:
         """A prompt's images. Raises ValueError where one cannot be decoded."""
