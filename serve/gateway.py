@@ -193,6 +193,7 @@ def http_app(
         QUESTIONS,
         responses=replies(ChatCompletion, 400, 404, 408, 413, 415, 500, 503, stream=True),
         openapi_extra=question_body(),
+        operation_id="createChatCompletion",
     )
     async def completions(request: Request) -> Response:
         """Ask a question."""
@@ -201,19 +202,23 @@ def http_app(
         except Exception as error:
             return as_api_error(error).response()
 
-    @app.get("/v1/models", responses=replies(ModelList))
+    @app.get("/v1/models", operation_id="listModels", responses=replies(ModelList))
     async def models() -> Response:
         """The one model."""
         return JSONResponse(ModelList(data=[card]).model_dump())
 
-    @app.get("/v1/models/{model_id:path}", responses=replies(ModelCard, 404))
+    @app.get(
+        "/v1/models/{model_id:path}",
+        operation_id="retrieveModel",
+        responses=replies(ModelCard, 404),
+    )
     async def model(model_id: str) -> Response:
         """What there is to know of a model."""
         if model_id != card.id:
             return no_model(model_id, card.id).response()
         return JSONResponse(card.model_dump())
 
-    @app.get("/v1/traces/{trace_id}", responses=replies(Trace, 404))
+    @app.get("/v1/traces/{trace_id}", operation_id="retrieveTrace", responses=replies(Trace, 404))
     async def trace(trace_id: str) -> Response:
         """How one of the latest answers was found, by the reply's id or the trace's own."""
         found = chat.traces.get(trace_id) if config.limits.traces else None
@@ -223,12 +228,12 @@ def http_app(
             return ApiError(404, message, code="trace_not_found").response()
         return JSONResponse(found.model_dump(mode="json"))
 
-    @app.get("/livez", responses=replies(Life))
+    @app.get("/livez", operation_id="alive", responses=replies(Life))
     async def livez() -> Response:
         """Whether this process is alive: for a supervisor that would start it anew."""
         return JSONResponse(Life().model_dump())
 
-    @app.get("/healthz", responses=replies(Health, 503))
+    @app.get("/healthz", operation_id="healthy", responses=replies(Health, 503))
     async def healthz() -> Response:
         """Whether questions are answered: for whoever sends them here or elsewhere."""
         try:
@@ -240,7 +245,7 @@ def http_app(
     async def page() -> str:
         return _PAGE.format(model=config.model_name)
 
-    described = document(app, keyed=keys is not None)
+    described = document(app, config, keyed=keys is not None)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:

@@ -24,6 +24,7 @@ from serve.protocol import (
     ModelCard,
     ModelList,
 )
+from stagebeam.recipe import ServeConfig
 from stagebeam.search.trace import Trace
 
 Json = dict[str, Any]
@@ -56,6 +57,11 @@ _STREAM = (
     "is decided, `data: [DONE]` at the end. An error after the first event comes as an event with "
     "an ErrorReply, after which the stream ends."
 )
+# What an answer leads to.
+_LINKS = {
+    "trace": {"operationId": "retrieveTrace", "parameters": {"trace_id": "$response.body#/id"}},
+    "model": {"operationId": "retrieveModel", "parameters": {"model_id": "$response.body#/model"}},
+}
 _SECONDS = {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
 _REQUEST_ID = {
     "description": "The request's own `x-request-id`, or a new one.",
@@ -67,11 +73,25 @@ def replies(model: type[BaseModel], *errors: int, stream: bool = False) -> dict[
     """A route's `responses`: a model at 200, and the shape of errors at the other statuses."""
     content: Json = {"application/json": {"schema": _ref(model)}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
-    found: dict[int | str, Json] = {
-        200: {"description": _STREAM if stream else "As asked.", "content": content}
-    }
+        content["text/event-stream"] = {"schema": _event()}
+    found: dict[int | str, Json] = {200: {"description": "As asked.", "content": content}}
+    if stream:
+        found[200] |= {"description": _STREAM, "links": _LINKS}
     return found | {status: _error(status) for status in errors}
+
+
+def _event() -> Json:
+    """Of each event of a stream: until version 3.2 OpenAPI has no better place to say it."""
+    told = {"anyOf": [_ref(ChatChunk), _ref(ErrorReply)]}
+    data = [
+        {"const": "[DONE]"},
+        {"contentMediaType": "application/json", "contentSchema": told},
+    ]
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": data}},
+    }
 
 
 def _error(status: int) -> Json:
@@ -96,8 +116,8 @@ def question_body() -> Json:
     }
 
 
-def document(app: FastAPI, *, keyed: bool) -> Json:
-    """The whole document. `keyed`: /v1 wants an API key."""
+def document(app: FastAPI, config: ServeConfig, *, keyed: bool) -> Json:
+    """The whole document, with the limits of this server. `keyed`: /v1 wants an API key."""
     found = get_openapi(
         title=app.title,
         version="1",
@@ -106,6 +126,7 @@ def document(app: FastAPI, *, keyed: bool) -> Json:
     )
     _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
     components = {"schemas": schemas["$defs"]}
+    _narrow(components["schemas"], config)
     if keyed:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in found["paths"].items():
@@ -117,6 +138,32 @@ def document(app: FastAPI, *, keyed: bool) -> Json:
             for response in operation["responses"].values():
                 response.setdefault("headers", {})["x-request-id"] = _REQUEST_ID
     return {**found, "components": components}
+
+
+def _narrow(schemas: Json, config: ServeConfig) -> None:
+    """Say in the request's schema what this server takes."""
+    limits = config.limits
+    chat, search = schemas["ChatRequest"]["properties"], schemas["SearchFields"]["properties"]
+    chat["model"]["const"] = config.model_name
+    chat["messages"]["maxItems"] = limits.max_turns
+    for field, most in (
+        (chat["max_tokens"], limits.max_new_tokens),
+        (chat["max_completion_tokens"], limits.max_new_tokens),
+        (search["max_new_tokens"], limits.max_new_tokens),
+        (search["max_answer_tokens"], limits.max_answer_tokens),
+        (search["max_seconds"], limits.max_seconds),
+        (search["max_retraces"], limits.max_retraces),
+        (search["candidates"], limits.max_candidates),
+    ):
+        number = next(form for form in field["anyOf"] if form.get("type") in ("integer", "number"))
+        if most is not None:
+            number["maximum"] = most
+    for field, allowed in (
+        (search["method"], limits.methods),
+        (search["tournament"], limits.tournaments),
+    ):
+        if allowed is not None:
+            next(form for form in field["anyOf"] if "enum" in form)["enum"] = list(allowed)
 
 
 def _ref(model: type[BaseModel]) -> Json:

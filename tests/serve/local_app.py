@@ -122,3 +122,11 @@ def served_here(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+def quiet_generator(config: EngineConfig) -> QuietGenerator:
+    return QuietGenerator(config)
+
+
+def quiet_judge(config: JudgeConfig) -> QuietJudge:
+    return QuietJudge(config)

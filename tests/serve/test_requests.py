@@ -109,17 +109,17 @@ RAW = {
         f"{NOT_JSON}recursion limit exceeded at line 1 column 211.",
     ),
     "a number that overflows": (
-        ('{"model": "scripted", %s, "temperature": 1e999}' % MESSAGES).encode(),
+        f'{{"model": "scripted", {MESSAGES}, "temperature": 1e999}}'.encode(),
         "The request is wrong: 'temperature': input should be a finite number, got inf.",
     ),
     "a number of a thousand digits": (
-        ('{"model": "scripted", %s, "seed": 1%s}' % (MESSAGES, "0" * 1_000)).encode(),
+        f'{{"model": "scripted", {MESSAGES}, "seed": 1{"0" * 1_000}}}'.encode(),
         "The request is wrong: "
         + ("'seed': input should be less than 9223372036854775808, got 1" + "0" * 999)[:300]
         + ".",
     ),
     "a truth for a number": (
-        ('{"model": "scripted", %s, "max_tokens": true}' % MESSAGES).encode(),
+        f'{{"model": "scripted", {MESSAGES}, "max_tokens": true}}'.encode(),
         "The request is wrong: 'max_tokens': input should be a valid integer, got True.",
     ),
 }
@@ -317,11 +317,9 @@ async def test_an_earlier_answer_is_shown_with_its_stages_where_they_were_sent(
 ) -> None:
     searcher = LocalSearcher()
     earlier = {"role": "assistant", "content": content, "reasoning_content": reasoning}
-    request = {
-        "model": "scripted",
-        "messages": [{"role": "developer", "content": "Be brief."}, *ask("2+2?"), earlier]
-        + ask("Sure?"),
-    }
+    system = {"role": "developer", "content": "Be brief."}
+    messages = [system, *ask("2+2?"), earlier, *ask("Sure?")]
+    request = {"model": "scripted", "messages": messages}
     async with client_of(app_of(searcher)) as client:
         assert (await client.post(CHAT, json=request)).status_code == 200
     roles = [message.role for message in searcher.prompts[0].messages]
