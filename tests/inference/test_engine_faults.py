@@ -61,6 +61,14 @@ async def test_chat_markers_in_a_question_and_in_an_answer_are_words(
     assert candidate.text == tokenizer.decode(out, skip_special_tokens=True)
 
 
+async def test_a_conversation_longer_than_the_model_reads_is_refused(
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
+) -> None:
+    long = replace(scenes[0], messages=(Message("user", "red " * 1_100),))
+    with pytest.raises(ValueError, match=r"^The conversation has 1\d+ tokens, images included"):
+        await answers(make_engine(loaded), request(long))
+
+
 async def endless(loaded: Loaded, scenes: list[Example], make_engine: MakeEngine) -> Example:
     """A question whose greedy answer does not end by itself soon."""
     for example in scenes[:20]:

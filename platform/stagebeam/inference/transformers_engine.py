@@ -74,6 +74,7 @@ class TransformersEngine:
             self._runtime, pieces, frozenset(ends if isinstance(ends, list) else [ends])
         )
         self._max_rows = max_rows
+        self._longest = int(loaded.model.config.text_config.max_position_embeddings)  # tokens
         self._calls: dict[int, _Asked] = {}  # by their Call, while rows of it decode
         self._inbox: queue.Queue[_Asked | _Weighing | None] = queue.Queue()
         self._waiting: deque[_Asked] = deque()
@@ -112,10 +113,15 @@ class TransformersEngine:
     def encode(self, prompt: Prompt, prefix: str) -> tuple[Look, list[int]]:
         """A prompt's images and the ids of prompt and prefix; from any thread.
 
-        Raises ValueError for a prompt that cannot be encoded.
+        Raises ValueError for a prompt that cannot be encoded, or is longer than the model reads.
         """
         look = self._reader.look(prompt)
         ids = self.encoder.prompt_ids(prompt.messages, look.images, look.places)
+        if len(ids) >= self._longest:
+            raise ValueError(
+                f"The conversation has {len(ids)} tokens, images included, and the model reads at "
+                f"most {self._longest}."
+            )
         return look, ids + self.encoder.text_ids(prefix)
 
     def look(self, prompt: Prompt) -> Look:
