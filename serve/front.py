@@ -85,7 +85,8 @@ class Front:
     @contextmanager
     def _admitted(self, scope: Scope, more: dict[str, str]) -> Iterator[None]:
         """While the request is answered. Raises ApiError 401 or 429."""
-        if self._keys is None or not scope["path"].startswith("/v1/"):
+        path = _path(scope)
+        if self._keys is None or not path.startswith("/v1/"):
             yield
             return
         name = self._keys.owner(_bearer(Headers(scope=scope)))
@@ -101,11 +102,17 @@ class Front:
             yield
             return
         more |= self._rates.request(name)
-        if scope["path"] == QUESTIONS and scope["method"] == "POST":
+        if path == QUESTIONS and scope["method"] == "POST":
             with self._rates.question(name):
                 yield
         else:
             yield
+
+
+def _path(scope: Scope) -> str:
+    """As the routes see it: an application may be mounted below some prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
 
 def _bearer(headers: Headers) -> str:

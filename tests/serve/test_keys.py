@@ -68,6 +68,15 @@ async def test_what_shows_no_answers_is_open(path: str) -> None:
         assert (await client.get(path)).status_code == 200
 
 
+async def test_a_server_below_a_prefix_is_closed_too() -> None:
+    transport = httpx.ASGITransport(app=app_of(keys=KEYS), root_path="/below")
+    async with httpx.AsyncClient(transport=transport, base_url="http://gate") as client:
+        assert (await client.get("/below/v1/models")).status_code == 401
+        assert (await client.get("/below/livez")).status_code == 200
+        login = {"Authorization": f"Bearer {SECRET}"}
+        assert (await client.get("/below/v1/models", headers=login)).status_code == 200
+
+
 async def test_a_known_key_opens_v1_and_its_name_is_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
