@@ -29,6 +29,7 @@ SECRET = "sk-test-0123456789abcdef"
 # A valid question may still be one that cannot be searched with: two settings that do not go
 # together, the last turn the assistant's. The schema does not say it, and the answer is a 400.
 CHECKS = ("--checks", "all", "--exclude-checks", "positive_data_acceptance")
+PATIENT = ("--request-timeout", "60", "--suppress-health-check", "all")
 MANY = 10_000
 
 
@@ -75,7 +76,7 @@ def test_ten_thousand_requests_to_the_served_application(cluster: None, tmp_path
     done = 0
     with serving(config, SearchConfig(candidates=2), **loaders) as url:
         for seed in range(100):
-            done += conforming(url, tmp_path, "-n", "1000", "--seed", str(seed))
+            done += conforming(url, tmp_path, "-n", "1000", "--seed", str(seed), *PATIENT)
             if done >= MANY:
                 return
     pytest.fail(f"only {done} requests were made")
