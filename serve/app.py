@@ -17,6 +17,7 @@ from serve import judge as judge_room
 from serve.gateway import Gateway
 from serve.generator import GeneratorReplica
 from serve.judge import JudgeReplica
+from serve.keys import load_keys
 from serve.searcher import Searcher
 from stagebeam.recipe import (
     Autoscaling,
@@ -94,7 +95,9 @@ def build_app(
         generator = deployed.bind(engine, generator_loader)
         separate = _engine_deployment(JudgeReplica, "judge", judging.scaling)
         judge = separate.bind(judging, judge_loader)
-    return gateway.bind(config, _readable_anywhere(search), searcher.bind(generator, judge))
+    keys = load_keys(config.keys)  # here: replicas may run where the variables are not set
+    searching = searcher.bind(generator, judge)
+    return gateway.bind(config, _readable_anywhere(search), searching, keys)
 
 
 @contextmanager

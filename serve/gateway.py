@@ -16,14 +16,28 @@ from typing import Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from serve.errors import ApiError, as_api_error
+from serve.front import QUESTIONS, Front
 from serve.handles import HandleSearcher
-from serve.protocol import ChatRequest, Health, ModelCard, ModelList
+from serve.keys import Key, KeyRing
+from serve.openapi import document, question_body, replies
+from serve.protocol import (
+    ChatCompletion,
+    ChatRequest,
+    Health,
+    Life,
+    ModelCard,
+    ModelList,
+)
+from serve.rates import Rates
 from serve.reading import parse_chat, read_body, to_prompt, to_settings
+from serve.remote_images import Fetcher
 from serve.replies import EventStream, completion, event
+from serve.visitor import key_name
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings
@@ -48,21 +62,22 @@ class Searcher(Protocol):
 
 
 class TraceStore:
-    """The latest traces in memory, found by the reply's id and by their own."""
+    """The latest traces in memory, found by the reply's id and by their own, under the API key that
+    asked for them: an id of a trace can be guessed by who knows the question."""
 
     def __init__(self, size: int = KEPT_TRACES) -> None:
         self._size = size
-        self._kept: OrderedDict[str, Trace] = OrderedDict()
+        self._kept: OrderedDict[tuple[str | None, str], Trace] = OrderedDict()
 
     def put(self, reply_id: str, trace: Trace) -> None:
         for key in (reply_id, trace.id):
-            self._kept[key] = trace
-            self._kept.move_to_end(key)
+            self._kept[key_name.get(), key] = trace
+            self._kept.move_to_end((key_name.get(), key))
         while len(self._kept) > 2 * self._size:
             self._kept.popitem(last=False)
 
     def get(self, key: str) -> Trace | None:
-        return self._kept.get(key)
+        return self._kept.get((key_name.get(), key))
 
 
 class Chat:
@@ -70,20 +85,19 @@ class Chat:
 
     def __init__(self, config: ServeConfig, defaults: SearchConfig, searcher: Searcher) -> None:
         self._config, self._defaults, self._searcher = config, defaults, searcher
+        self._fetcher = Fetcher(config.images) if config.images.allow_hosts else None
         self.traces = TraceStore()
 
     async def reply(self, request: Request) -> Response:
         """Raises whatever went wrong before the first byte of the reply."""
-        chat = parse_chat(await read_body(request, self._config.limits.max_body_bytes))
+        limits = self._config.limits
+        body = await read_body(request, limits)
+        # Megabytes of base64 take a while.
+        chat = await asyncio.to_thread(parse_chat, body)
         if chat.model != self._config.model_name:
-            raise ApiError(
-                404,
-                f"There is no model {chat.model!r}; this server has {self._config.model_name!r}.",
-                param="model",
-                code="model_not_found",
-            )
-        settings = to_settings(chat, self._defaults, self._config.limits)
-        prompt = await asyncio.to_thread(to_prompt, chat, self._config.limits)
+            raise no_model(chat.model, self._config.model_name)
+        settings = to_settings(chat, self._defaults, limits)
+        prompt = await to_prompt(chat, limits, self._fetcher)
         found = self._searcher.search(prompt, settings)
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         # An error before the first decision still gets its own HTTP status.
@@ -104,7 +118,13 @@ class Chat:
             *_, item = [first, *[later async for later in found]]
         assert isinstance(item, Trace), "a search ends with its trace"
         self.traces.put(reply_id, item)
-        return completion(reply_id, chat.model, item, include_trace=chat.search.include_trace)
+        return completion(
+            reply_id,
+            chat.model,
+            item,
+            include_trace=chat.search.include_trace,
+            reasoning=chat.search.reasoning,
+        )
 
     async def _events(
         self,
@@ -113,7 +133,7 @@ class Chat:
         first: StageTrace | Trace,
         found: AsyncGenerator[StageTrace | Trace],
     ) -> AsyncIterator[bytes]:
-        stream = EventStream(reply_id, chat.model)
+        stream = EventStream(reply_id, chat.model, chat.search.reasoning)
         yield stream.opened()
         try:
             async with aclosing(found):
@@ -143,63 +163,145 @@ async def _chain(
         yield item
 
 
-def http_app(config: ServeConfig, defaults: SearchConfig, searcher: Searcher) -> FastAPI:
-    """The routes. Every error has OpenAI's shape, whatever raised it."""
+def http_app(
+    config: ServeConfig,
+    defaults: SearchConfig,
+    searcher: Searcher,
+    keys: tuple[Key, ...] | None = None,
+    *,
+    tell_request_id: bool = True,
+) -> FastAPI:
+    """The routes. Every error has OpenAI's shape, whatever raised it. Without `keys` whoever asks
+    may; Serve's proxy adds the request's id itself."""
     app = FastAPI(title=config.model_name, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(
+        Front,
+        keys=None if keys is None else KeyRing(keys),
+        rates=None if config.keys is None else Rates(config.keys, time.monotonic),
+        tell_request_id=tell_request_id,
+    )
     chat = Chat(config, defaults, searcher)
-    started = int(time.time())
+    pulse = Pulse(searcher)
+    card = ModelCard(id=config.model_name, created=int(time.time()))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}."
-        return ApiError(error.status_code, message).response()
+        return ApiError(error.status_code, message, headers=error.headers).response()
 
-    @app.post("/v1/chat/completions")
+    @app.post(
+        QUESTIONS,
+        responses=replies(ChatCompletion, 400, 404, 408, 413, 415, 500, 503, stream=True),
+        openapi_extra=question_body(),
+        operation_id="createChatCompletion",
+    )
     async def completions(request: Request) -> Response:
+        """Ask a question."""
         try:
             return await chat.reply(request)
         except Exception as error:
             return as_api_error(error).response()
 
-    @app.get("/v1/models")
-    async def models() -> ModelList:
-        return ModelList(data=[ModelCard(id=config.model_name, created=started)])
+    @app.get("/v1/models", operation_id="listModels", responses=replies(ModelList))
+    async def models() -> Response:
+        """The one model."""
+        return JSONResponse(ModelList(data=[card]).model_dump())
 
-    @app.get("/v1/traces/{trace_id}")
+    @app.get(
+        "/v1/models/{model_id:path}",
+        operation_id="retrieveModel",
+        responses=replies(ModelCard, 404),
+    )
+    async def model(model_id: str) -> Response:
+        """What there is to know of a model."""
+        if model_id != card.id:
+            return no_model(model_id, card.id).response()
+        return JSONResponse(card.model_dump())
+
+    @app.get("/v1/traces/{trace_id}", operation_id="retrieveTrace", responses=replies(Trace, 404))
     async def trace(trace_id: str) -> Response:
-        found = chat.traces.get(trace_id)
+        """How one of the latest answers was found, by the reply's id or the trace's own."""
+        found = chat.traces.get(trace_id) if config.limits.traces else None
         if found is None:
-            return ApiError(
-                404,
-                f"There is no trace {trace_id!r}; the latest {KEPT_TRACES} are kept.",
-                code="trace_not_found",
-            ).response()
+            kept = f"the latest {KEPT_TRACES} are kept" if config.limits.traces else "none is shown"
+            message = f"There is no trace {trace_id!r}; {kept}."
+            return ApiError(404, message, code="trace_not_found").response()
         return JSONResponse(found.model_dump(mode="json"))
 
-    @app.get("/healthz")
+    @app.get("/livez", operation_id="alive", responses=replies(Life))
+    async def livez() -> Response:
+        """Whether this process is alive: for a supervisor that would start it anew."""
+        return JSONResponse(Life().model_dump())
+
+    @app.get("/healthz", operation_id="healthy", responses=replies(Health, 503))
     async def healthz() -> Response:
+        """Whether questions are answered: for whoever sends them here or elsewhere."""
         try:
-            generator, judge = await asyncio.wait_for(searcher.fingerprints(), HEALTH_TIMEOUT_S)
-        except TimeoutError:
-            return ApiError(503, "A model replica does not answer.", code="unavailable").response()
+            return JSONResponse((await pulse.health()).model_dump())
         except Exception as error:
             return as_api_error(error).response()
-        return JSONResponse(Health(generator=generator, judge=judge).model_dump())
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
         return _PAGE.format(model=config.model_name)
+
+    described = document(app, config, keyed=keys is not None)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return JSONResponse(described)
 
     return app
 
 
+class Pulse:
+    """Whether generator and judge answer."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        self._last: Health | None = None
+
+    async def health(self) -> Health:
+        """Raises whatever keeps the models from answering; ApiError 503 where nothing comes back.
+
+        A searcher that turns a call away because of its many questions is alive.
+        """
+        try:
+            generator, judge = await asyncio.wait_for(
+                self._searcher.fingerprints(), HEALTH_TIMEOUT_S
+            )
+        except TimeoutError:
+            message = "A model replica does not answer."
+            raise ApiError(503, message, code="unavailable") from None
+        except BackPressureError:
+            if self._last is None:
+                raise
+            return self._last.model_copy(update={"status": "busy"})
+        self._last = Health(generator=generator, judge=judge)
+        return self._last
+
+
+def no_model(asked: str, there: str) -> ApiError:
+    """404 for a model that is not the one."""
+    return ApiError(
+        404,
+        f"There is no model {asked!r}; this server has {there!r}.",
+        param="model",
+        code="model_not_found",
+    )
+
+
 class Gateway:
-    """The ingress deployment; one replica, because the traces are in its memory."""
+    """The ingress deployment; one replica, because the traces and rates are in its memory."""
 
     def __init__(
-        self, config: ServeConfig, defaults: SearchConfig, searcher: DeploymentHandle
+        self,
+        config: ServeConfig,
+        defaults: SearchConfig,
+        searcher: DeploymentHandle,
+        keys: tuple[Key, ...] | None = None,
     ) -> None:
-        self._parts = config, defaults, HandleSearcher(searcher)
+        self._parts = config, defaults, HandleSearcher(searcher), keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(*self._parts)
+        return http_app(*self._parts, tell_request_id=False)

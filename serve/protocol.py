@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from stagebeam.schema import Candidates
 from stagebeam.search.settings import Budget, Method, Tournament
-from stagebeam.search.trace import UsageTrace
+from stagebeam.search.trace import Trace, UsageTrace
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -23,7 +23,29 @@ def _samplable(value: Any) -> Any:
     return value
 
 
-Temperature = Annotated[float, Field(ge=0, le=2), BeforeValidator(_samplable)]
+Temperature = Annotated[
+    float,
+    Field(ge=0, le=2),
+    BeforeValidator(
+        _samplable, json_schema_input_type=Literal[0] | Annotated[float, Field(ge=0.01, le=2)]
+    ),
+]
+# How much of the hidden stages a reply shows: the summary's words, all three with tags, nothing.
+Reasoning = Literal["brief", "detailed", "none"]
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("Text must not hold NUL characters")
+    return value
+
+
+Text = Annotated[
+    str,
+    BeforeValidator(
+        _without_nul, json_schema_input_type=Annotated[str, Field(pattern="^[^\\u0000]*$")]
+    ),
+]
 
 
 class _Request(BaseModel):
@@ -33,44 +55,56 @@ class _Request(BaseModel):
 
 
 class ImageUrl(_Request):
-    url: str
-    # Part of OpenAI's shape, without effect: the model's own processor sets the resolution.
-    detail: Literal["auto", "low", "high"] = "auto"
+    url: str = Field(
+        description="A `data:` URL in base64, or an https address of a host that is allowed here."
+    )
+    detail: Literal["auto", "low", "high"] = Field(
+        "auto",
+        description="Without effect: the model's own image processor sets the resolution.",
+    )
 
 
-class Part(_Request):
-    """A piece of a message: text, or an image as a data: URL."""
+class TextPart(_Request):
+    """A piece of a message in words."""
 
-    type: Literal["text", "image_url"]
-    text: str | None = None
-    image_url: ImageUrl | None = None
+    type: Literal["text"]
+    text: Text
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        given = {name for name in ("text", "image_url") if getattr(self, name) is not None}
-        if given != {self.type}:
-            raise ValueError(f"A part of type {self.type} needs {self.type} and nothing else")
-        return self
+
+class ImagePart(_Request):
+    """A piece of a message that is an image. Images stand before the words of their message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 def _as_parts(content: Any) -> Any:
-    return [Part(type="text", text=content)] if isinstance(content, str) else content
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class ChatMessage(_Request):
-    """`reasoning_content` is what an earlier answer carried; it may be sent back or left out."""
+    """One turn."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)]
-    reasoning_content: str | None = None
+    role: Literal["system", "developer", "user", "assistant"] = Field(
+        description="`developer` is another word for `system`. The last turn must be the user's."
+    )
+    content: Annotated[
+        list[Part], BeforeValidator(_as_parts, json_schema_input_type=Text | list[Part])
+    ]
+    reasoning_content: Text | None = Field(
+        None, description="What an earlier answer carried; it may be sent back or left out."
+    )
 
     @property
     def text(self) -> str:
-        return "\n".join(part.text for part in self.content if part.text is not None)
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def image_urls(self) -> list[str]:
-        return [part.image_url.url for part in self.content if part.image_url is not None]
+        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
 
 
 class SearchFields(_Request):
@@ -89,7 +123,12 @@ class SearchFields(_Request):
     max_seconds: Positive | None = None
     explain: bool | None = None
     max_retraces: Annotated[int, Field(ge=0)] | None = None
-    include_trace: bool = False
+    reasoning: Reasoning = Field(
+        "detailed",
+        description="What `reasoning_content` holds: the three hidden stages with their tags, the "
+        "summary's words alone (`brief`), or nothing.",
+    )
+    include_trace: bool = Field(False, description="Put the whole trace into the reply.")
 
 
 class StreamOptions(_Request):
@@ -97,7 +136,7 @@ class StreamOptions(_Request):
 
 
 class ChatRequest(_Request):
-    """POST /v1/chat/completions."""
+    """A question, and how to answer it."""
 
     model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -123,8 +162,8 @@ class UsageInfo(BaseModel):
 
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
-    reasoning_content: str
+    content: str = Field(description="The conclusion; empty where the model wrote no whole one.")
+    reasoning_content: str | None = Field(None, description="See `search.reasoning`.")
 
 
 class Choice(BaseModel):
@@ -141,6 +180,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: UsageInfo
+    trace: Trace | None = Field(None, description="Where `search.include_trace` is set.")
 
 
 class Delta(BaseModel):
@@ -162,6 +202,7 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     usage: UsageInfo | None = None
+    trace: Trace | None = None
 
 
 class ModelCard(BaseModel):
@@ -177,6 +218,27 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
+    """Questions are answered. `busy`: by as many as may be asked at once."""
+
+    status: Literal["ok", "busy"] = "ok"
+    generator: str = Field(description="Fingerprint of the generator's weights and settings.")
+    judge: str = Field(description="Fingerprint of the judge.")
+
+
+class Life(BaseModel):
+    """The process that answers HTTP is alive; of the models it says nothing."""
+
     status: Literal["ok"] = "ok"
-    generator: str
-    judge: str
+
+
+class ErrorDetail(BaseModel):
+    message: str = Field(description="One sentence.")
+    type: str
+    param: str | None = Field(description="The field that is wrong.")
+    code: str | None = Field(description="For programs, where `type` and status do not say it.")
+
+
+class ErrorReply(BaseModel):
+    """Every error has this shape, whatever raised it."""
+
+    error: ErrorDetail

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from serve.errors import ApiError
-from serve.images import read_data_url
+from serve.images import read_images
+from serve.json_text import read_json_object
 from serve.protocol import ChatMessage, ChatRequest
+from serve.remote_images import Fetcher
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import Limits, SearchConfig, describe
-from stagebeam.records import Message
+from stagebeam.records import Message, Role
 from stagebeam.search import SearchSettings, check_prompt
-from stagebeam.stages import Stage, wrap
+from stagebeam.stages import Stage, parse
 
 # Sampling fields of OpenAI's shape and what they are called in `search`.
 _TOP_LEVEL = {
@@ -24,29 +28,45 @@ _TOP_LEVEL = {
 }
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises ApiError 413 as soon as it is longer than `max_bytes`."""
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body.
+
+    Raises ApiError 413 as soon as it is longer than allowed, 408 where it takes too long to
+    arrive, 415 where it is said to be something other than JSON.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0]
+    if kind.strip().lower() != "application/json":
+        raise ApiError(415, f"The request body must be application/json, not {kind[:100]}.")
     too_large = ApiError(
-        413, f"The request body is larger than the {max_bytes} bytes that this server allows."
+        413,
+        f"The request body is larger than the {limits.max_body_bytes} bytes that this server "
+        "allows.",
     )
-    if int(request.headers.get("content-length", 0)) > max_bytes:
+    declared = request.headers.get("content-length", "0")
+    if not (declared.isascii() and declared.isdigit()):
+        raise ApiError(400, "The request's Content-Length is not a number.")
+    if len(declared) > 20 or int(declared) > limits.max_body_bytes:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
+    try:
+        async with asyncio.timeout(limits.max_body_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.max_body_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(
+            408, f"The request body took longer than {limits.max_body_seconds:g} seconds to arrive."
+        ) from None
     return bytes(body)
 
 
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises ApiError 400 that names every wrong field."""
     try:
-        return ChatRequest.model_validate_json(body)
+        return ChatRequest.model_validate(read_json_object(body))
     except ValidationError as error:
         where = error.errors()[0]["loc"]
-        if not where:
-            raise ApiError(400, "The request body is not a JSON object.") from None
         message = f"The request is wrong: {describe(error)}."
         raise ApiError(400, message, param=str(where[0])) from None
 
@@ -56,7 +76,7 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
 
     Raises ApiError 400 for a value over a limit, given twice, or that cannot be searched with.
     """
-    asked = chat.search.model_dump(exclude_none=True, exclude={"include_trace"})
+    asked = chat.search.model_dump(exclude_none=True, exclude={"include_trace", "reasoning"})
     for name, target in _TOP_LEVEL.items():
         value = getattr(chat, name)
         if value is None:
@@ -72,6 +92,16 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
     ):
         if limit is not None and _largest(asked.get(name, 0)) > limit:
             raise ApiError(400, f"{name} is over this server's limit of {limit}.", param=name)
+    for name, allowed_here in (("method", limits.methods), ("tournament", limits.tournaments)):
+        if allowed_here is not None and asked.get(name, allowed_here[0]) not in allowed_here:
+            among = ", ".join(allowed_here)
+            raise ApiError(400, f"{name} must be one of {among} on this server.", param=name)
+    for name, allows, wants in (
+        ("explain", limits.explain, asked.get("explain")),
+        ("include_trace", limits.traces, chat.search.include_trace),
+    ):
+        if wants and not allows:
+            raise ApiError(400, f"{name} cannot be asked for on this server.", param=name)
     wanted = {**defaults.model_dump(), **asked}
     for name in ("max_answer_tokens", "max_seconds"):
         allowed = [v for v in (wanted[name], getattr(limits, name)) if v is not None]
@@ -86,42 +116,55 @@ def _largest(value: float | dict[str, int]) -> float:
     return max(value.values(), default=0) if isinstance(value, dict) else value
 
 
-def to_prompt(chat: ChatRequest, limits: Limits) -> Prompt:
+async def to_prompt(chat: ChatRequest, limits: Limits, fetcher: Fetcher | None) -> Prompt:
     """The conversation, its images decoded once to know that they can be.
 
-    Raises ApiError 400 for a conversation over a limit, with a bad image, with an image anywhere
-    but in the first user message, or that cannot be answered.
+    Raises ApiError 400 for a conversation over a limit, with a bad image, with an image in a turn
+    that is not the user's, or that cannot be answered.
     """
     messages = chat.messages
     if len(messages) > limits.max_turns:
         raise _refused(f"The conversation is over this server's limit of {limits.max_turns} turns.")
-    if sum(len(message.text) for message in messages) > limits.max_text_chars:
+    said = sum(len(message.text) + len(message.reasoning_content or "") for message in messages)
+    if said > limits.max_text_chars:
         raise _refused(
             f"The text is over this server's limit of {limits.max_text_chars} characters."
         )
     try:
-        prompt = Prompt(tuple(Message(m.role, _text(m)) for m in messages))
-        check_prompt(prompt)
-        return Prompt(prompt.messages, _images(messages, limits))
+        turns = tuple(Message(_role(m), _text(m)) for m in messages)
+        check_prompt(Prompt(turns))
+        urls, places = _images(messages, limits)
+        return Prompt(turns, await read_images(urls, limits.max_image_pixels, fetcher), places)
     except ValueError as error:
         raise _refused(str(error)) from None
 
 
+def _role(message: ChatMessage) -> Role:
+    return "system" if message.role == "developer" else message.role
+
+
 def _text(message: ChatMessage) -> str:
-    """A turn as the model was trained on it: an earlier answer with all its stages, if sent."""
-    if message.role == "assistant" and message.reasoning_content:
-        return f"{message.reasoning_content}\n{wrap(Stage.CONCLUSION, message.text)}"
-    return message.text
+    """A turn as the model was trained on it: an earlier answer with all its stages, if they were
+    sent, and otherwise its conclusion alone."""
+    if message.role != "assistant" or not message.reasoning_content:
+        return message.text
+    if not message.text:  # the answer was cut before its conclusion
+        return message.reasoning_content
+    last = Stage.CONCLUSION
+    staged = f"{message.reasoning_content}\n{last.open_tag} {message.text} {last.close_tag}"
+    return staged if parse(staged).valid else message.text
 
 
-def _images(messages: list[ChatMessage], limits: Limits) -> tuple[bytes, ...]:
-    first_user = next(message for message in messages if message.role == "user")
-    if any(message.image_urls for message in messages if message is not first_user):
-        raise ValueError("Images belong in the first user message.")
-    urls = first_user.image_urls
-    if len(urls) > limits.max_images:
-        raise ValueError(f"There are {len(urls)} images; this server allows {limits.max_images}.")
-    return tuple(read_data_url(url, limits.max_image_pixels) for url in urls)
+def _images(messages: list[ChatMessage], limits: Limits) -> tuple[list[str], tuple[int, ...]]:
+    """Where the images are, and the turn of each: none where all are in the user's first."""
+    found = [(turn, url) for turn, m in enumerate(messages) for url in m.image_urls]
+    if any(messages[turn].role != "user" for turn, _ in found):
+        raise ValueError("Images belong in the user's messages.")
+    if len(found) > limits.max_images:
+        raise ValueError(f"There are {len(found)} images; this server allows {limits.max_images}.")
+    first = next(turn for turn, message in enumerate(messages) if message.role == "user")
+    places = tuple(turn for turn, _ in found)
+    return [url for _, url in found], () if set(places) <= {first} else places
 
 
 def _refused(message: str) -> ApiError:

@@ -16,6 +16,7 @@ from serve.protocol import (
     Choice,
     ChunkChoice,
     Delta,
+    Reasoning,
     UsageInfo,
 )
 from stagebeam.search.fold import winner_of
@@ -25,11 +26,21 @@ from stagebeam.stages import STAGES, Stage, parse, wrap
 DONE = b"data: [DONE]\n\n"
 
 
-def completion(reply_id: str, model: str, trace: Trace, *, include_trace: bool) -> dict[str, Any]:
+def completion(
+    reply_id: str,
+    model: str,
+    trace: Trace,
+    *,
+    include_trace: bool,
+    reasoning: Reasoning = "detailed",
+) -> dict[str, Any]:
     """The JSON body of a reply that is not streamed."""
     bodies = parse(trace.text).bodies
-    reasoning = [wrap(s, bodies[s]) for s in STAGES[:-1] if bodies.get(s)]
-    message = AnswerMessage(content=trace.conclusion or "", reasoning_content="\n".join(reasoning))
+    told = [hidden(s, bodies[s], reasoning) for s in STAGES[:-1] if bodies.get(s)]
+    message = AnswerMessage(
+        content=trace.conclusion or "",
+        reasoning_content=None if reasoning == "none" else "\n".join(filter(None, told)),
+    )
     whole = ChatCompletion(
         id=reply_id,
         created=int(time.time()),
@@ -40,13 +51,21 @@ def completion(reply_id: str, model: str, trace: Trace, *, include_trace: bool) 
     return _json(whole, trace if include_trace else None)
 
 
+def hidden(stage: Stage, body: str, reasoning: Reasoning) -> str:
+    """What a reply tells of one of the first three stages."""
+    if reasoning == "detailed":
+        return wrap(stage, body)
+    return body if reasoning == "brief" and stage is Stage.SUMMARY else ""
+
+
 class EventStream:
     """The events of one streamed reply: a stage's text once, when it is decided.
 
     Put together, the deltas equal the message of a reply that is not streamed.
     """
 
-    def __init__(self, reply_id: str, model: str) -> None:
+    def __init__(self, reply_id: str, model: str, reasoning: Reasoning = "detailed") -> None:
+        self._reasoning: Reasoning = reasoning
         self._id, self._model, self._created = reply_id, model, int(time.time())
         self._text = ""  # decided so far; a stage may be decided in several pieces
         self._sent: list[Stage] = []
@@ -75,9 +94,9 @@ class EventStream:
                 continue
             if stage is Stage.CONCLUSION:
                 yield self._delta(Delta(content=body))
-            else:
+            elif told := hidden(stage, body, self._reasoning):
                 gap = "\n" if self._sent else ""
-                yield self._delta(Delta(reasoning_content=gap + wrap(stage, body)))
+                yield self._delta(Delta(reasoning_content=gap + told))
             self._sent.append(stage)
 
     def _delta(self, delta: Delta) -> bytes:

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from stagebeam.annotate_config import AnnotateConfig
 from stagebeam.endpoint_config import EngineServer
-from stagebeam.schema import Candidates, PositiveInt, Section
+from stagebeam.gateway_config import ImagesConfig, KeysConfig
+from stagebeam.schema import Candidates, Method, PositiveInt, Section, Tournament
 from stagebeam.source_config import Source
 from stagebeam.train_config import TrainConfig
 
@@ -203,8 +204,15 @@ class Limits(Section):
     max_candidates: PositiveInt = Field(16, description="Largest N.")
     max_new_tokens: PositiveInt = Field(2048, description="Longest stage or answer, tokens.")
     max_body_bytes: PositiveInt = Field(20_000_000, description="Largest request body, bytes.")
-    max_images: PositiveInt = Field(1, description="Images in one conversation.")
-    max_image_pixels: PositiveInt = Field(50_000_000, description="Largest image, pixels.")
+    max_body_seconds: float = Field(
+        60.0, gt=0, description="Longest that a request body may take to arrive, seconds."
+    )
+    max_images: PositiveInt = Field(4, description="Images in one conversation.")
+    max_image_pixels: PositiveInt = Field(
+        50_000_000,
+        le=170_000_000,  # Pillow opens nothing larger
+        description="Largest image, pixels.",
+    )
     max_turns: PositiveInt = Field(32, description="Messages in one conversation.")
     max_text_chars: PositiveInt = Field(32_000, description="Characters in all messages together.")
     max_questions: PositiveInt = Field(
@@ -215,6 +223,14 @@ class Limits(Section):
     )
     max_seconds: float | None = Field(None, gt=0, description="Longest search, seconds.")
     max_retraces: int = Field(8, ge=0, description="Times that a stage may go back.")
+    methods: tuple[Method, ...] | None = Field(
+        None, min_length=1, description="Methods that may be asked for; left out, all."
+    )
+    tournaments: tuple[Tournament, ...] | None = Field(
+        None, min_length=1, description="Tournament forms that may be asked for; left out, all."
+    )
+    explain: bool = Field(True, description="Whether the judge may be asked for its reasons.")
+    traces: bool = Field(True, description="Whether traces are shown.")
 
 
 class ServeConfig(Section):
@@ -226,6 +242,8 @@ class ServeConfig(Section):
     generator: EngineConfig
     judge: JudgeConfig
     limits: Limits = Field(default_factory=Limits)
+    keys: KeysConfig | None = Field(None, description="API keys; left out, whoever asks may.")
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -241,15 +259,13 @@ class ServeConfig(Section):
 class SearchConfig(Section):
     """How an answer is searched for; a request may override it within the operator's limits."""
 
-    method: Literal["greedy", "majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"] = (
-        Field("stage_beam", description="See docs/search.md.")
-    )
+    method: Method = Field("stage_beam", description="See docs/search.md.")
     candidates: Candidates = Field(
         4,
         description="N, candidates a stage (or whole answers); or N by stage, such as"
         " {CAPTION: 2, REASONING: 8}, with one for a stage that is left out.",
     )
-    tournament: Literal["chain", "bracket", "round_robin", "finals", "arrival", "auto"] = Field(
+    tournament: Tournament = Field(
         "auto", description="`auto` is round_robin for N <= 4 and finals above."
     )
     temperature: float = Field(0.6, ge=0, description="Sampling temperature.")

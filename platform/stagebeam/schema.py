@@ -20,7 +20,13 @@ def _candidates(value: Any) -> Any:
 
 
 # N, or N by stage; a stage that is left out has one candidate.
-Candidates = Annotated[int | dict[str, int], PlainValidator(_candidates)]
+Candidates = Annotated[
+    int | dict[str, int],
+    PlainValidator(_candidates, json_schema_input_type=PositiveInt | dict[_Stage, PositiveInt]),
+]
+
+Method = Literal["greedy", "majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"]
+Tournament = Literal["chain", "bracket", "round_robin", "finals", "arrival", "auto"]
 
 
 class Section(BaseModel):

@@ -6,7 +6,8 @@ An answer is four stages, each once and in this order, with free white space bet
     <CONCLUSION> ... </CONCLUSION>
 
 `parse` reads model output and never raises: it returns the stages it found and what is wrong.
-Text that a user sends is data; `find_tags` lets every entrance refuse it when it carries a tag.
+Text that a user sends is data and is never parsed; `find_tags` keeps tags out of the questions that
+a model is trained on.
 """
 
 from __future__ import annotations

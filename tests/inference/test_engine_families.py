@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from asking import MakeEngine, answers, prompt_of, request, together
 
 from stagebeam.inference.reading import Span
+from stagebeam.inference.types import Prompt
 from stagebeam.models.encoder import IGNORE, EncodedRow
 from stagebeam.models.family import on_device
 from stagebeam.models.load import Loaded, load
 from stagebeam.models.tiny.build import build_tiny
-from stagebeam.records import Example
+from stagebeam.records import Example, Message
 
 FAMILIES = ("mllama", "llava", "llava_next", "qwen2_5_vl")
 TOKENS = 16
@@ -49,7 +51,10 @@ def alone(loaded: Loaded, example: Example) -> EncodedRow:
 
 def generated(loaded: Loaded, example: Example) -> list[int]:
     """Greedy tokens of transformers' own `generate`."""
-    row = alone(loaded, example)
+    return greedy_ids(loaded, alone(loaded, example))
+
+
+def greedy_ids(loaded: Loaded, row: EncodedRow) -> list[int]:
     batch = on_device(loaded.encoder.collate([row], left=True), loaded.model.device)
     with torch.no_grad():
         inputs = loaded.family.generation(loaded.model, batch, loaded.encoder.normalisation)
@@ -74,6 +79,28 @@ async def test_greedy_equals_generate_token_for_token(
         assert candidate.text == tokenizer.decode(ids, skip_special_tokens=True)
         texts.add(candidate.text)
     assert len(texts) > len(questions) / 2  # or else equal texts would say little
+
+
+async def test_images_in_later_turns_are_seen_where_they_stand(
+    built: Loaded, questions: list[Example], make_engine: MakeEngine
+) -> None:
+    """Token for token as `generate` has it; the place of an image changes the answer."""
+    two = questions[2]
+    turns = (*two.messages[:1], Message("assistant", "red"), Message("user", "red ?"))
+    images = tuple(image.bytes for image in two.images)
+    engine, texts = make_engine(built), set()
+    for places in ((), (0, 2), (2, 2)):
+        prompt = Prompt(turns, images, places)
+        arrays = tuple(built.encoder.image(image) for image in images)
+        ids = built.encoder.prompt_ids(turns, arrays, places)
+        row = EncodedRow(ids, [IGNORE] * len(ids), arrays)
+        asked = replace(request(two, max_new_tokens=TOKENS), prompt=prompt)
+        (candidate,), _ = await answers(engine, asked)
+        tokenizer: Any = built.encoder.tokenizer
+        expected = tokenizer.decode(greedy_ids(built, row), skip_special_tokens=True)
+        assert candidate.text == expected, places
+        texts.add(candidate.text)
+    assert len(texts) > 1
 
 
 async def test_a_candidate_is_the_same_alone_and_among_strangers(

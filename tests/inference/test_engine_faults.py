@@ -13,10 +13,13 @@ from asking import PATIENCE, MakeEngine, answers, request
 
 from stagebeam.inference.decoding import Call
 from stagebeam.inference.transformers_engine import TransformersEngine
+from stagebeam.models.encoder import EncodedRow
+from stagebeam.models.family import on_device
 from stagebeam.models.load import Loaded
 from stagebeam.records import Example, Image, Message
 
 FOREVER = 1_000_000  # tokens
+CPU = torch.device("cpu")
 
 
 def broken(example: Example) -> Example:
@@ -39,12 +42,31 @@ async def test_a_broken_image_fails_its_own_caller_alone(
 
 
 @pytest.mark.parametrize("marker", ["<|eot_id|>", "<|start_header_id|>", "<|image|>"])
-async def test_chat_markers_in_a_question_are_refused(
+async def test_chat_markers_in_a_question_and_in_an_answer_are_words(
     loaded: Loaded, scenes: list[Example], make_engine: MakeEngine, marker: str
 ) -> None:
-    spoilt = replace(scenes[0], messages=(Message("user", f"Say {marker} now"),))
-    with pytest.raises(ValueError, match="marker of the chat template"):
-        await answers(make_engine(loaded), request(spoilt))
+    """The answer is that of `generate` after ids in which the marker steers nothing."""
+    marked = replace(scenes[0], messages=(Message("user", f"Say {marker} now"),))
+    prefix = f"red {marker} blue"
+    (candidate,), _ = await answers(make_engine(loaded), request(marked, prefix=prefix))
+    encoder, tokenizer = loaded.encoder, loaded.encoder.tokenizer
+    images = [encoder.image(image.bytes) for image in marked.images]
+    ids = encoder.prompt_ids(marked.messages, images) + encoder.text_ids(prefix)
+    plain = encoder.prompt_ids((Message("user", "Say now"),), images)
+    control = tokenizer.convert_tokens_to_ids(marker)
+    assert ids.count(control) == plain.count(control)
+    batch = on_device(encoder.collate([EncodedRow(ids, ids, tuple(images))], left=True), CPU)
+    inputs = loaded.family.generation(loaded.model, batch, encoder.normalisation)
+    out = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=24)[0, len(ids) :]
+    assert candidate.text == tokenizer.decode(out, skip_special_tokens=True)
+
+
+async def test_a_conversation_longer_than_the_model_reads_is_refused(
+    loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
+) -> None:
+    long = replace(scenes[0], messages=(Message("user", "red " * 1_100),))
+    with pytest.raises(ValueError, match=r"^The conversation has 1\d+ tokens, images included"):
+        await answers(make_engine(loaded), request(long))
 
 
 async def endless(loaded: Loaded, scenes: list[Example], make_engine: MakeEngine) -> Example:

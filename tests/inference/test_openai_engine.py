@@ -285,6 +285,46 @@ async def test_an_image_that_cannot_be_read_is_refused(ask_server: MakeEngine) -
         await only(ask_server(Chat()), asked)
 
 
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<\uff5cUser\uff5c>",
+        "</s>",
+        "[INST]",
+        "<end_of_turn>",
+        "<image>",
+    ],
+)
+async def test_what_the_server_may_take_for_a_marker_is_refused(
+    ask_server: MakeEngine, marker: str
+) -> None:
+    """It tokenises what it is sent: here nobody can make words of it."""
+    chat = Chat()
+    asked = replace(plain(), prompt=Prompt((Message("user", f"Say {marker} now"),)))
+    with pytest.raises(ValueError, match="may be a marker of the model's chat template"):
+        await only(ask_server(chat), asked)
+    assert chat.requests == []
+
+
+async def test_signs_that_are_no_markers_are_sent_on(ask_server: MakeEngine) -> None:
+    chat = Chat()
+    text = "a <b> and <| c |> or [x] </SUMMARY> 3<4>2 |> <|>"
+    await only(ask_server(chat), replace(plain(), prompt=Prompt((Message("user", text),))))
+    assert chat.requests[0]["messages"][0]["content"] == text
+
+
+async def test_an_image_goes_with_its_turn(ask_server: MakeEngine, scenes: list[Example]) -> None:
+    chat = Chat()
+    image = next(e for e in scenes if e.images).images[0].bytes
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    await only(ask_server(chat), replace(plain(), prompt=Prompt(turns, (image, image), (0, 2))))
+    sent = [message["content"] for message in chat.requests[0]["messages"]]
+    assert [[part["type"] for part in sent[turn]] for turn in (0, 2)] == [["image_url", "text"]] * 2
+    assert sent[1] == "b"
+
+
 async def _until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not true():

@@ -310,12 +310,13 @@ async def test_bad_input_fails_its_own_caller_alone(
 ) -> None:
     judge = make_judge(kind)
     good = asked(scenes[0], (0, 1))
-    marked = replace(good, prompt=Prompt((Message("user", "Say <|eot_id|> now"),)))
+    told = "Say <|eot_id|> now"
+    marked = replace(good, prompt=Prompt((Message("user", told),)), candidates=(told, "red", told))
     unreadable = replace(good, prompt=replace(good.prompt, images=(b"not an image",)))
     first, marker, image, last = await asyncio.gather(
         *(judge.compare(r) for r in (good, marked, unreadable, good)), return_exceptions=True
     )
-    assert isinstance(marker, ValueError) and "marker" in str(marker)
+    assert isinstance(marker, Judgement)  # words like any others
     assert isinstance(image, ValueError) and "image" in str(image)
     assert isinstance(first, Judgement) and isinstance(last, Judgement)
     same([first], [last])

@@ -134,8 +134,8 @@ async def scenario(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
         "too_long": await refusal(
             engine, request(prompt=Prompt((Message("user", asked["question"] * 9),)))
         ),
-        "marker": await refusal(
-            engine, request(prompt=Prompt((Message("user", asked["marker"]),)))
+        "marker": await ask(
+            engine, request(prompt=Prompt((Message("user", asked["marker"]),), (first,)))
         ),
     }
 

@@ -21,6 +21,7 @@ TALK = (Message("user", "one"), Message("assistant", "two"), Message("user", "th
         Prompt(TALK, (b"a", b"c")),
         Prompt(TALK, (b"b", b"a")),
         Prompt(TALK, (b"ab",)),
+        Prompt(TALK, (b"a", b"b"), (0, 0)),
         Prompt(TALK[1:], (b"a", b"b")),
         Prompt((Message("system", "one"), *TALK[1:]), (b"a", b"b")),
         Prompt((Message("user", "one "), *TALK[1:]), (b"a", b"b")),

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 from typing import Any
 
 from PIL import Image
 
 
 def data_url(image: bytes | None = None, size: tuple[int, int] = (8, 8)) -> str:
-    if image is None:
-        encoded = io.BytesIO()
-        Image.new("RGB", size, "red").save(encoded, "PNG")
-        image = encoded.getvalue()
+    image = picture("PNG", size) if image is None else image
     return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def picture(kind: str, size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", size, "red").save(encoded, kind, **options)
+    return encoded.getvalue()
+
+
+def film(kind: str) -> bytes:
+    """Two frames."""
+    return picture(kind, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size, with the bytes of a small one behind it."""
+    small = picture("PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
 def ask(text: str, *image_urls: str) -> list[Any]:
@@ -101,8 +118,42 @@ BAD_REQUESTS = {
     "a part without its text": (
         {"model": "scripted", "messages": [{"role": "user", "content": [{"type": "text"}]}]},
         400,
-        "The request is wrong: 'messages.0.content.0': A part of type text needs text and nothing "
-        "else.",
+        "The request is wrong: 'messages.0.content.0.text.text' is missing.",
+    ),
+    "a part of two kinds": (
+        {
+            "model": "scripted",
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "", "url": ""}]}],
+        },
+        400,
+        "The request is wrong: unknown key 'messages.0.content.0.text.url'.",
+    ),
+    "a part of no known kind": (
+        {"model": "scripted", "messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+        400,
+        "The request is wrong: 'messages.0.content.0': input tag 'audio' found using 'type' does "
+        "not match any of the expected tags: 'text', 'image_url', got {'type': 'audio'}.",
+    ),
+    "NUL": (
+        body("a\0b"),
+        400,
+        "The request is wrong: 'messages.0.content.0.text.text': Text must not hold NUL "
+        "characters.",
+    ),
+    "a method that the operator keeps": (
+        body(search={"method": "sentence_beam"}),
+        400,
+        "method must be one of greedy, majority, best_of_n, stage_beam, retrace on this server.",
+    ),
+    "a tournament that the operator keeps": (
+        body(search={"tournament": "bracket"}),
+        400,
+        "tournament must be one of chain, round_robin, finals, arrival, auto on this server.",
+    ),
+    "reasons that the operator keeps": (
+        body(search={"explain": True}),
+        400,
+        "explain cannot be asked for on this server.",
     ),
     "ends with the assistant": (
         {
@@ -122,11 +173,6 @@ BAD_REQUESTS = {
         400,
         "The text is over this server's limit of 2000 characters.",
     ),
-    "stage tag": (
-        body("Say < /Summary >."),
-        400,
-        "A question must not contain the stage tag < /Summary >.",
-    ),
     "chat marker": (
         body("marker"),
         400,
@@ -136,6 +182,16 @@ BAD_REQUESTS = {
         {"model": "scripted", "messages": ask("What?", "http://example.org/a.png")},
         400,
         "An image must be a data: URL; this server fetches nothing.",
+    ),
+    "file to read": (
+        {"model": "scripted", "messages": ask("What?", "file:///etc/passwd")},
+        400,
+        "An image must be a data: URL; this server fetches nothing.",
+    ),
+    "image not in base64": (
+        {"model": "scripted", "messages": ask("What?", "data:image/png,%00")},
+        400,
+        "An image must be a data: URL in base64.",
     ),
     "not base64": (
         {"model": "scripted", "messages": ask("What?", "data:image/png;base64,@@@@")},
@@ -147,27 +203,67 @@ BAD_REQUESTS = {
         400,
         "The image cannot be decoded; it must be one of PNG, JPEG, WEBP, GIF, BMP.",
     ),
+    "an image of another kind": (
+        {"model": "scripted", "messages": ask("What?", data_url(picture("TIFF")))},
+        400,
+        "The image cannot be decoded; it must be one of PNG, JPEG, WEBP, GIF, BMP.",
+    ),
+    "an image that breaks off": (
+        {"model": "scripted", "messages": ask("What?", data_url(picture("PNG", (90, 90))[:120]))},
+        400,
+        "The image cannot be decoded; it must be one of PNG, JPEG, WEBP, GIF, BMP.",
+    ),
     "too many pixels": (
         {"model": "scripted", "messages": ask("What?", data_url(size=(101, 100)))},
         400,
         "The image has more than the 10000 pixels that this server allows.",
     ),
-    "too many images": (
-        {"model": "scripted", "messages": ask("What?", data_url(), data_url())},
+    "a header that claims gigapixels": (
+        {"model": "scripted", "messages": ask("What?", data_url(claiming(60_000, 60_000)))},
         400,
-        "There are 2 images; this server allows 1.",
+        "The image has more than the 10000 pixels that this server allows.",
     ),
-    "image in a later turn": (
+    "a header that claims the most there is": (
+        {"model": "scripted", "messages": ask("What?", data_url(claiming(2**31 - 1, 2**31 - 1)))},
+        400,
+        "The image has more than the 10000 pixels that this server allows.",
+    ),
+    "an image without an area": (
+        {"model": "scripted", "messages": ask("What?", data_url(claiming(0, 5)))},
+        400,
+        "The image cannot be decoded; it must be one of PNG, JPEG, WEBP, GIF, BMP.",
+    ),
+    "a very long image": (
+        {"model": "scripted", "messages": ask("What?", data_url(size=(1, 101)))},
+        400,
+        "An image's longer side may be 100 times the shorter one; this one has 1 x 101 pixels.",
+    ),
+    "an animated image": (
+        {"model": "scripted", "messages": ask("What?", data_url(film("GIF")))},
+        400,
+        "The image is animated; send one frame of it.",
+    ),
+    "an animated PNG": (
+        {"model": "scripted", "messages": ask("What?", data_url(film("PNG")))},
+        400,
+        "The image is animated; send one frame of it.",
+    ),
+    "too many images": (
+        {"model": "scripted", "messages": ask("What?", data_url(), data_url(), data_url())},
+        400,
+        "There are 3 images; this server allows 2.",
+    ),
+    "an image of the assistant's": (
         {
             "model": "scripted",
             "messages": [
                 *ask("What?"),
-                {"role": "assistant", "content": "This."},
-                *ask("And?", data_url()),
+                {"role": "assistant", "content": ask("This.", data_url())[0]["content"]},
+                *ask("And?"),
             ],
         },
         400,
-        "Images belong in the first user message.",
+        "Images belong in the user's messages.",
     ),
     "unknown model": (
         body() | {"model": "gpt"},

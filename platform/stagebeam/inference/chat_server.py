@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +28,12 @@ from stagebeam.recipe import EngineConfig
 
 _LONGEST_WAIT_S = 60.0  # between two tries, whatever the server asks for
 _T = TypeVar("_T")
+# How models behind such servers write their special tokens.
+_MARKER = re.compile(
+    r"<\|[^\s<>|]{1,40}\|>|<\uff5c[^<>]{1,40}\uff5c>|\[/?INST\]|<</?SYS>>|\[IMG(?:_BREAK|_END)?\]|</?s>"
+    r"|</?(?:start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token|bos|eos|pad"
+    r"|unk|image|video|audio|img|IMG_CONTEXT)>"
+)
 
 
 class ServerError(RuntimeError):
@@ -153,9 +160,20 @@ class ChatServer:
 
 
 def chat_messages(prompt: Prompt) -> list[ChatCompletionMessageParam]:
-    """A prompt as the API takes it. Raises ValueError for an image that cannot be decoded."""
+    """A prompt as the API takes it.
+
+    Raises ValueError for an image that cannot be decoded, and for a message with what may be a
+    marker of the server's chat template: the server tokenises what it is sent, and would take it
+    for one.
+    """
+    for message in prompt.messages:
+        if (marker := _MARKER.search(message.text)) is not None:
+            raise ValueError(
+                f"A message contains {marker[0]}, which may be a marker of the model's chat "
+                "template."
+            )
     try:
-        return openai_messages(prompt.messages, prompt.images)
+        return openai_messages(prompt.messages, prompt.images, prompt.places)
     except OSError:  # what Pillow raises for bytes of no known format
         raise ValueError("An image cannot be decoded.") from None
 

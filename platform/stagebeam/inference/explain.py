@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stagebeam.inference.judge_calls import write
 from stagebeam.inference.together import at_once, gathered
-from stagebeam.inference.types import Generator, JudgeRequest, Prompt, Usage, Verdict
+from stagebeam.inference.types import Generator, JudgeRequest, Usage, Verdict
 from stagebeam.inference.wording import OPTIONS, verdict_messages
 from stagebeam.records import Message
 
@@ -38,7 +39,7 @@ async def _line(
     )
     text, cost = await write(
         generator,
-        Prompt(messages, request.prompt.images),
+        replace(request.prompt, messages=messages),
         stops=("\n",),
         max_new_tokens=_LONGEST,
     )

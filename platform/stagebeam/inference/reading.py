@@ -33,10 +33,11 @@ _NOTHING = Sight()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The images of a question, as arrays, and what names them."""
+    """The images of a question, as arrays, what names them, and where they stand (`Prompt`)."""
 
     images: tuple[Arrays, ...]
     digest: bytes
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +95,21 @@ class Reader:
 
         Raises ValueError where one cannot be decoded.
         """
-        return Look(tuple(map(self._image, prompt.images)), images_digest(prompt.images))
+        images = tuple(map(self._image, prompt.images))
+        return Look(images, images_digest(prompt.images), prompt.places)
 
     def prompt_ids(self, messages: Sequence[Message], look: Look) -> list[int]:
         """Ids up to where the answer begins, made once for all stages of it; from any thread.
 
         Raises ValueError for a prompt that cannot be encoded.
         """
-        key = hashlib.sha256(look.digest + repr(messages).encode()).digest()
+        said = repr((messages, look.places))
         return self._once(
             self._prompts,
-            key,
-            lambda: np.array(self._encoder.prompt_ids(messages, look.images), np.uint32),
+            hashlib.sha256(look.digest + said.encode(errors="surrogatepass")).digest(),
+            lambda: np.array(
+                self._encoder.prompt_ids(messages, look.images, look.places), np.uint32
+            ),
         ).tolist()
 
     def _image(self, data: bytes) -> Arrays:

@@ -23,7 +23,7 @@ from stagebeam.inference.explain import explain
 from stagebeam.inference.openai_engine import OpenAIEngine
 from stagebeam.inference.text_judge import TextJudge
 from stagebeam.inference.together import at_once, gathered
-from stagebeam.inference.types import Judgement, JudgeRequest, Prompt, Usage, Verdict
+from stagebeam.inference.types import Judgement, JudgeRequest, Usage, Verdict
 from stagebeam.inference.wording import OPTIONS, verdict_messages
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class RemoteJudge:
         messages = verdict_messages(request, request.candidates[first], request.candidates[second])
         config = self._server.config
         body = {
-            "messages": chat_messages(Prompt(messages, request.prompt.images)),
+            "messages": chat_messages(replace(request.prompt, messages=messages)),
             "temperature": 0.0,
             config.max_tokens_field: 1,
         }

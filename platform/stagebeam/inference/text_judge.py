@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stagebeam.inference.judge_calls import OwnedGenerator, write
@@ -181,7 +181,7 @@ class TextJudge:
     ) -> tuple[TextVerdict | None, Usage]:
         candidates = request.candidates
         messages = text_messages(request, candidates[first], candidates[second])
-        prompt = Prompt(messages, request.prompt.images)
+        prompt = replace(request.prompt, messages=messages)
         text, cost = await write(self._generator, prompt, stops=_STOPS, max_new_tokens=self._tokens)
         return read_verdict(text), cost
 

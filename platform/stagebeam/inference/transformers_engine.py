@@ -74,6 +74,7 @@ class TransformersEngine:
             self._runtime, pieces, frozenset(ends if isinstance(ends, list) else [ends])
         )
         self._max_rows = max_rows
+        self._longest = int(loaded.model.config.text_config.max_position_embeddings)  # tokens
         self._calls: dict[int, _Asked] = {}  # by their Call, while rows of it decode
         self._inbox: queue.Queue[_Asked | _Weighing | None] = queue.Queue()
         self._waiting: deque[_Asked] = deque()
@@ -83,7 +84,8 @@ class TransformersEngine:
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
         """Candidates as they finish, then the usage. Closing the iterator stops the decoding.
 
-        Raises ValueError for a prompt that cannot be encoded (chat markers, a broken image).
+        Raises ValueError for a prompt that cannot be encoded (a broken image, turns that the chat
+        template refuses).
         """
         until = time.monotonic() + (float("inf") if request.seconds is None else request.seconds)
         look, ids = await asyncio.to_thread(self.encode, request.prompt, request.prefix)
@@ -111,10 +113,16 @@ class TransformersEngine:
     def encode(self, prompt: Prompt, prefix: str) -> tuple[Look, list[int]]:
         """A prompt's images and the ids of prompt and prefix; from any thread.
 
-        Raises ValueError for a prompt that cannot be encoded.
+        Raises ValueError for a prompt that cannot be encoded, or is longer than the model reads.
         """
         look = self._reader.look(prompt)
-        return look, self._reader.prompt_ids(prompt.messages, look) + self.encoder.ids(prefix)
+        ids = self._reader.prompt_ids(prompt.messages, look)
+        if len(ids) >= self._longest:
+            raise ValueError(
+                f"The conversation has {len(ids)} tokens, images included, and the model reads at "
+                f"most {self._longest}."
+            )
+        return look, ids + self.encoder.text_ids(prefix)
 
     def look(self, prompt: Prompt) -> Look:
         """A prompt's images. Raises ValueError where one cannot be decoded."""

@@ -18,10 +18,15 @@ FinishReason = Literal["stop", "end", "length"]  # stop tag seen, model ended it
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The conversation up to the assistant's turn; `images` are encoded bytes, before turn one."""
+    """The conversation up to the assistant's turn, and its images as encoded bytes.
+
+    `places` names the message before whose text each image stands; left out, all of them stand in
+    the first user turn, as in training.
+    """
 
     messages: tuple[Message, ...]
     images: tuple[bytes, ...] = ()
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

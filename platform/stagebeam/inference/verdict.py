@@ -95,7 +95,8 @@ class EngineJudge:
         """One row for each candidate, as the generator writes it."""
         look, known = self._engine.encode(request.prompt, request.prefix)
         encoder = self._engine.encoder
-        return look, [Span(known + encoder.ids(text), len(known)) for text in request.candidates]
+        rows = [known + encoder.text_ids(text) for text in request.candidates]
+        return look, [Span(ids, len(known)) for ids in rows]
 
 
 class TransformersJudge(EngineJudge):
@@ -120,14 +121,16 @@ def _prompts(
     encoder: RowEncoder, conversations: Sequence[tuple[Message, ...]], look: Look
 ) -> list[list[int]]:
     """Prompt ids of conversations that differ in their last message alone. The chat template is
-    run for the first one only, where it leaves the message as it is."""
-    first = encoder.prompt_ids(conversations[0], look.images)
+    run for the first one only, where it leaves the message as it is and no text has a marker."""
+    seen = look.images, look.places
     *earlier, last = conversations[0]
-    frame = encoder.prompt_text((*earlier, Message(last.role, _PLACE)), look.images).split(_PLACE)
     texts = [conversation[-1].text for conversation in conversations]
+    if encoder.spelling.find([*texts, *(message.text for message in earlier)]) is not None:
+        return [encoder.prompt_ids(conversation, *seen) for conversation in conversations]
+    first = encoder.prompt_ids(conversations[0], *seen)
+    frame = encoder.prompt_text((*earlier, Message(last.role, _PLACE)), *seen).split(_PLACE)
     if len(frame) != 2 or encoder.ids(frame[0] + texts[0] + frame[1]) != first:
-        return [encoder.prompt_ids(conversation, look.images) for conversation in conversations]
-    encoder.check(texts)
+        return [encoder.prompt_ids(conversation, *seen) for conversation in conversations]
     return [first, *(encoder.ids(frame[0] + text + frame[1]) for text in texts[1:])]
 
 

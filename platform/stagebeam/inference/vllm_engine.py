@@ -107,8 +107,9 @@ class VllmEngine:
     def _prompt(self, request: GenerateRequest) -> dict[str, Any]:
         """Token ids with one token for each image, which vLLM makes as many as the image takes."""
         images = request.prompt.images
-        text = self._encoder.render(request.prompt.messages, len(images), answer_next=True)
-        ids = self._encoder.ids(text) + self._encoder.ids(request.prefix)
+        prompt, encoder = request.prompt, self._encoder
+        ids = encoder.unexpanded_prompt_ids(prompt.messages, len(images), prompt.places)
+        ids += encoder.text_ids(request.prefix)
         if not images:
             return {"prompt_token_ids": ids}
         return {

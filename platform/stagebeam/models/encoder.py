@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from PIL import Image as PilImage
+from PIL import ImageOps
 from transformers import AutoProcessor
 
+from stagebeam.models.spelling import Spelling
 from stagebeam.records import Example, Message
 
 IGNORE = -100  # label of a token without loss
@@ -37,11 +41,32 @@ class EncodedRow:
 
 
 def picture_of(data: bytes) -> PilImage.Image:
-    """An encoded image in RGB. Raises ValueError where the bytes cannot be decoded."""
+    """An encoded image in RGB, the right way up: turned as its EXIF data say.
+
+    Raises ValueError where the bytes cannot be decoded.
+    """
     try:
-        return PilImage.open(io.BytesIO(data)).convert("RGB")
+        return ImageOps.exif_transpose(PilImage.open(io.BytesIO(data))).convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
         raise ValueError("An image cannot be decoded.") from error
+
+
+Chat = list[dict[str, Any]]
+
+
+def chat_of(messages: Sequence[Message], images: int, places: Sequence[int] = ()) -> Chat:
+    """A conversation as chat templates take it; see `RowEncoder.render`."""
+    users = [i for i, message in enumerate(messages) if message.role == "user"]
+    assert not images or users, "images need a user turn to stand in"
+    assert not places or len(places) == images, "each image has its place"
+    standing = Counter(places or users[:1] * images)
+    return [
+        {
+            "role": message.role,
+            "content": [{"type": "image"}] * standing[i] + [{"type": "text", "text": message.text}],
+        }
+        for i, message in enumerate(messages)
+    ]
 
 
 class RowEncoder(ABC):
@@ -91,50 +116,93 @@ class RowEncoder(ABC):
         return str(self.processor.image_token)
 
     @cached_property
-    def _markers(self) -> tuple[str, ...]:
-        # `all_special_tokens` has only those with a role of their own, without the headers
-        special = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        return tuple({*special, self.image_token})
+    def spelling(self) -> Spelling:
+        """The chat template's markers, and how text that carries them is tokenised."""
+        return Spelling(self.tokenizer, self.image_token)
 
-    def render(self, messages: Sequence[Message], images: int, *, answer_next: bool) -> str:
-        """The conversation through the model's own chat template, images before the first user
-        turn.
+    def render(
+        self,
+        messages: Sequence[Message],
+        images: int,
+        *,
+        answer_next: bool,
+        places: Sequence[int] = (),
+    ) -> str:
+        """The conversation through the model's own chat template. Images stand before the text of
+        the first user turn, or of the turns that `places` names, one for each image.
 
-        Raises ValueError where a message carries one of the template's own markers.
+        Raises ValueError where a message carries one of the template's own markers, and where the
+        template refuses the conversation.
         """
-        chat = []
-        self.check([message.text for message in messages])
-        for message in messages:
-            parts: list[dict[str, str]] = [{"type": "text", "text": message.text}]
-            if message.role == "user":
-                parts = [{"type": "image"}] * images + parts
-                images = 0
-            chat.append({"role": message.role, "content": parts})
-        assert images == 0, "images need a user turn to stand in"
-        return str(
-            self.processor.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=answer_next
+        marker = self.spelling.find(message.text for message in messages)
+        if marker is not None:
+            raise ValueError(f"A message contains {marker}, a marker of the chat template.")
+        return self.template(chat_of(messages, images, places), answer_next=answer_next)
+
+    def template(self, chat: Chat, *, answer_next: bool) -> str:
+        """The text that the template makes of a conversation.
+
+        Raises ValueError where it refuses it, as some do a system's turn beside an image.
+        """
+        try:
+            return str(
+                self.processor.apply_chat_template(
+                    chat, tokenize=False, add_generation_prompt=answer_next
+                )
             )
-        )
+        except TemplateError as error:
+            said = f"The model's chat template refuses the conversation: {error}"
+            raise ValueError(f"{said.rstrip('.')}.") from None
 
     def ids(self, text: str) -> list[int]:
         """Token ids of rendered text; the template has written the special tokens already."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def prompt_ids(self, messages: Sequence[Message], images: Sequence[Arrays]) -> list[int]:
-        """Ids up to where the assistant's answer begins; `images` as `image` makes them."""
-        return self.ids(self.prompt_text(messages, images))
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of text that somebody wrote: a chat marker in it is words. The same as `ids`
+        where it has none."""
+        masked = self.spelling.mask([text])
+        return self.spelling.ids(masked.texts[0], masked.sign, self.ids)
 
-    def prompt_text(self, messages: Sequence[Message], images: Sequence[Arrays]) -> str:
-        """What `prompt_ids` are the ids of."""
-        return self.expand(self.render(messages, len(images), answer_next=True), iter(images))
+    def prompt_ids(
+        self, messages: Sequence[Message], images: Sequence[Arrays], places: Sequence[int] = ()
+    ) -> list[int]:
+        """Ids up to where the assistant's answer begins; `images` as `image` makes them, `places`
+        as for `render`. Chat markers in a message are words.
 
-    def check(self, texts: Sequence[str]) -> None:
-        """Raises ValueError where a text carries one of the chat template's own markers."""
-        for text in texts:
-            for marker in self._markers:
-                if marker in text:
-                    raise ValueError(f"A message contains {marker}, a marker of the chat template.")
+        Raises ValueError where the template refuses the conversation.
+        """
+        return self._prompt(
+            messages, len(images), places, lambda text: self.expand(text, iter(images))
+        )
+
+    def unexpanded_prompt_ids(
+        self, messages: Sequence[Message], images: int, places: Sequence[int] = ()
+    ) -> list[int]:
+        """The same with one token for each image, however many it takes."""
+        return self._prompt(messages, images, places, lambda text: text)
+
+    def _prompt(
+        self,
+        messages: Sequence[Message],
+        images: int,
+        places: Sequence[int],
+        expand: Callable[[str], str],
+    ) -> list[int]:
+        masked = self.spelling.mask([message.text for message in messages])
+        shown = [
+            Message(message.role, text)
+            for message, text in zip(messages, masked.texts, strict=True)
+        ]
+        text = expand(self.template(chat_of(shown, images, places), answer_next=True))
+        return self.spelling.ids(text, masked.sign, self.ids)
+
+    def prompt_text(
+        self, messages: Sequence[Message], images: Sequence[Arrays], places: Sequence[int] = ()
+    ) -> str:
+        """What `prompt_ids` are the ids of, where no message carries a chat marker."""
+        rendered = self.render(messages, len(images), answer_next=True, places=places)
+        return self.expand(rendered, iter(images))
 
     def encode(self, example: Example) -> EncodedRow:
         """A training row: loss on every assistant turn, its end token included, nowhere else.

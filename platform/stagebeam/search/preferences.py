@@ -3,7 +3,8 @@
 A stage counts where all its candidates continue the same text. Left out are ties, losses by rule
 (they would teach the form, which training already does), copies, and losers that the winner never
 met. The labels are the judge's: they teach a generator, or another judge, nothing that this judge
-does not think.
+does not think. Conversations with images in later turns are left out too: a training row has all
+of its images in the first.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Pair:
 
 def pairs_of(trace: Trace, min_margin: float = 0.0) -> Iterator[Pair]:
     """The pairs of a trace whose margin is at least `min_margin`, stage by stage."""
+    if trace.image_turns:
+        return
     messages = tuple(Message(m.role, m.text) for m in trace.messages)
     prefix = ""
     for stage in trace.stages:

@@ -25,7 +25,7 @@ from stagebeam.search.settings import Method, SearchSettings
 from stagebeam.search.stage_beam import stage_beam
 from stagebeam.search.state import Search, UnfitError, usage_trace
 from stagebeam.search.trace import MessageTrace, StageTrace, Trace
-from stagebeam.stages import find_tags, parse
+from stagebeam.stages import parse
 
 OnStage = Callable[[StageTrace], Awaitable[None]]
 
@@ -42,8 +42,7 @@ METHODS: dict[Method, Callable[[Search], Awaitable[None]]] = {
 def check_prompt(prompt: Prompt) -> None:
     """Refuse a conversation that cannot be answered.
 
-    Raises ValueError with one sentence if it is empty, does not end with the user's turn, or has
-    a user's turn with a stage tag in it.
+    Raises ValueError with one sentence if it is empty or does not end with the user's turn.
     """
     if not prompt.messages:
         raise ValueError("The conversation is empty.")
@@ -51,10 +50,6 @@ def check_prompt(prompt: Prompt) -> None:
         raise ValueError(
             f"The last turn must be the user's, but it is the {prompt.messages[-1].role}'s."
         )
-    for message in prompt.messages:
-        tags = find_tags(message.text) if message.role == "user" else ()
-        if tags:
-            raise ValueError(f"A question must not contain the stage tag {tags[0]}.")
 
 
 def calibration_of(
@@ -175,6 +170,7 @@ def _trace(
         id=_trace_id(prompt, settings, generator_id, judge_id, fingerprint),
         messages=tuple(MessageTrace(role=m.role, text=m.text) for m in prompt.messages),
         image_digests=tuple(image_digest(image) for image in prompt.images),
+        image_turns=prompt.places,
         method=settings.method,
         candidates=_drawn(settings),
         tournament=_tournament(settings),

@@ -16,7 +16,10 @@ def image_digest(image: bytes) -> str:
 def question_key(prompt: Prompt) -> str:
     """SHA-256, hex, over every turn and every image's bytes."""
     turns = [[message.role, message.text] for message in prompt.messages]
-    return _hash([turns, [image_digest(image) for image in prompt.images]]).hex()
+    parts: list[object] = [turns, [image_digest(image) for image in prompt.images]]
+    if prompt.places:
+        parts.append(prompt.places)
+    return _hash(parts).hex()
 
 
 def candidate_seed(run_seed: int, question_key: str, stage_name: str, index: int) -> int:

@@ -105,6 +105,9 @@ class Trace(_Frozen):
     id: str
     messages: tuple[MessageTrace, ...]
     image_digests: tuple[str, ...] = Field(description="SHA-256 of each image's bytes, hex.")
+    image_turns: tuple[int, ...] = Field(
+        (), description="The message that each image stands in; empty: all in the first user's."
+    )
     method: Literal["greedy", "majority", "best_of_n", "sentence_beam", "stage_beam", "retrace"]
     candidates: int | dict[str, int] = Field(description="N, or N by stage.")
     tournament: str

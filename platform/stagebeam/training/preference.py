@@ -46,6 +46,6 @@ class PreferenceEncoder:
 
     def _row(self, pair: Preference, text: str) -> EncodedRow:
         images = tuple(self.encoder.image(image.bytes) for image in pair.images)
-        known = self.encoder.prompt_ids(pair.messages, images) + self.encoder.ids(pair.prefix)
-        ids = self.encoder.ids(text)
+        known = self.encoder.prompt_ids(pair.messages, images) + self.encoder.text_ids(pair.prefix)
+        ids = self.encoder.text_ids(text)
         return EncodedRow(known + ids, [IGNORE] * len(known) + ids, images)

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
-from stagebeam.models.encoder import IGNORE, Arrays, EncodedRow, RowEncoder
+from stagebeam.models.encoder import IGNORE, Arrays, Chat, EncodedRow, RowEncoder
 from stagebeam.models.family import Family, Normalisation, Tensors
 from stagebeam.models.flops import Flops, decoder, linear, mlp, self_attention
 from stagebeam.models.placed import embed
@@ -51,10 +51,10 @@ class LlavaEncoder(RowEncoder):
         images = [image for row in rows for image in row] or [self.blank]
         return {"pixel_values": np.stack([image["pixel_values"] for image in images])}
 
-    def render(self, messages: Any, images: int, *, answer_next: bool) -> str:
+    def template(self, chat: Chat, *, answer_next: bool) -> str:
         """As the base has it, with the begin token where the tokenizer adds it and the template
         leaves that to it, as the template of llava-1.5-7b-hf does."""
-        text = super().render(messages, images, answer_next=answer_next)
+        text = super().template(chat, answer_next=answer_next)
         return text if text.startswith(self._begin) else self._begin + text
 
     def expand(self, text: str, images: Iterator[Arrays]) -> str:
