@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Protocol
@@ -19,17 +18,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from serve import logs
 from serve.errors import ApiError, as_api_error
 from serve.handles import HandleSearcher
 from serve.protocol import ChatRequest, Health, ModelCard, ModelList
 from serve.reading import parse_chat, read_body, to_prompt, to_settings
 from serve.replies import EventStream, completion, event
+from serve.traces import KEPT_TRACES, TraceStore
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings
 from stagebeam.search.trace import StageTrace, Trace
 
-KEPT_TRACES = 1000
 HEALTH_TIMEOUT_S = 10.0
 
 _PAGE = """<!doctype html><title>{model}</title>
@@ -47,30 +47,14 @@ class Searcher(Protocol):
     async def fingerprints(self) -> tuple[str, str]: ...
 
 
-class TraceStore:
-    """The latest traces in memory, found by the reply's id and by their own."""
-
-    def __init__(self, size: int = KEPT_TRACES) -> None:
-        self._size = size
-        self._kept: OrderedDict[str, Trace] = OrderedDict()
-
-    def put(self, reply_id: str, trace: Trace) -> None:
-        for key in (reply_id, trace.id):
-            self._kept[key] = trace
-            self._kept.move_to_end(key)
-        while len(self._kept) > 2 * self._size:
-            self._kept.popitem(last=False)
-
-    def get(self, key: str) -> Trace | None:
-        return self._kept.get(key)
-
-
 class Chat:
     """Answers one POST body after another."""
 
-    def __init__(self, config: ServeConfig, defaults: SearchConfig, searcher: Searcher) -> None:
+    def __init__(
+        self, config: ServeConfig, defaults: SearchConfig, searcher: Searcher, traces: TraceStore
+    ) -> None:
         self._config, self._defaults, self._searcher = config, defaults, searcher
-        self.traces = TraceStore()
+        self.traces = traces
 
     async def reply(self, request: Request) -> Response:
         """Raises whatever went wrong before the first byte of the reply."""
@@ -103,7 +87,7 @@ class Chat:
         async with aclosing(found):
             *_, item = [first, *[later async for later in found]]
         assert isinstance(item, Trace), "a search ends with its trace"
-        self.traces.put(reply_id, item)
+        await self.traces.put(reply_id, item)
         return completion(reply_id, chat.model, item, include_trace=chat.search.include_trace)
 
     async def _events(
@@ -122,7 +106,7 @@ class Chat:
                         for piece in stream.decided(item):
                             yield piece
                         continue
-                    self.traces.put(reply_id, item)
+                    await self.traces.put(reply_id, item)
                     for piece in stream.closed(
                         item,
                         include_usage=bool(
@@ -143,10 +127,15 @@ async def _chain(
         yield item
 
 
-def http_app(config: ServeConfig, defaults: SearchConfig, searcher: Searcher) -> FastAPI:
+def http_app(
+    config: ServeConfig,
+    defaults: SearchConfig,
+    searcher: Searcher,
+    traces: TraceStore | None = None,
+) -> FastAPI:
     """The routes. Every error has OpenAI's shape, whatever raised it."""
     app = FastAPI(title=config.model_name, docs_url=None, redoc_url=None, openapi_url=None)
-    chat = Chat(config, defaults, searcher)
+    chat = Chat(config, defaults, searcher, traces or TraceStore())
     started = int(time.time())
 
     @app.exception_handler(HTTPException)
@@ -167,7 +156,7 @@ def http_app(config: ServeConfig, defaults: SearchConfig, searcher: Searcher) ->
 
     @app.get("/v1/traces/{trace_id}")
     async def trace(trace_id: str) -> Response:
-        found = chat.traces.get(trace_id)
+        found = await chat.traces.get(trace_id)
         if found is None:
             return ApiError(
                 404,
@@ -194,12 +183,17 @@ def http_app(config: ServeConfig, defaults: SearchConfig, searcher: Searcher) ->
 
 
 class Gateway:
-    """The ingress deployment; one replica, because the traces are in its memory."""
+    """The ingress deployment; several replicas share a store of traces."""
 
     def __init__(
-        self, config: ServeConfig, defaults: SearchConfig, searcher: DeploymentHandle
+        self,
+        config: ServeConfig,
+        defaults: SearchConfig,
+        searcher: DeploymentHandle,
+        traces: DeploymentHandle | None = None,
     ) -> None:
-        self._parts = config, defaults, HandleSearcher(searcher)
+        logs.set_up()
+        self._parts = config, defaults, HandleSearcher(searcher), TraceStore(traces)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(*self._parts)

@@ -53,6 +53,10 @@ class Scripted:
             raise
         self._note("finished")
 
+    async def check(self) -> None:
+        if (self._log / f"broken-{os.getpid()}").exists():
+            raise RuntimeError("The engine is broken.")
+
     def close(self) -> None:
         self._note("closed")
 

@@ -1,0 +1,52 @@
+"""The latest traces in memory, found by the reply's id and by their own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from ray.serve.handle import DeploymentHandle
+
+from stagebeam.search.trace import Trace
+
+KEPT_TRACES = 1000
+
+
+class KeptTraces:
+    """What one process keeps; a deployment of its own where there are several gateways."""
+
+    def __init__(self, size: int = KEPT_TRACES) -> None:
+        self._size = size
+        self._kept: OrderedDict[str, Trace] = OrderedDict()
+
+    def put(self, reply_id: str, trace: Trace) -> None:
+        """Keep it, and let the oldest go."""
+        for key in (reply_id, trace.id):
+            self._kept[key] = trace
+            self._kept.move_to_end(key)
+        while len(self._kept) > 2 * self._size:
+            self._kept.popitem(last=False)
+
+    def get(self, key: str) -> Trace | None:
+        """The trace, if it is still kept."""
+        return self._kept.get(key)
+
+
+class TraceStore:
+    """A gateway's: in its own memory, or in that of the `shared` deployment."""
+
+    def __init__(self, shared: DeploymentHandle | None = None) -> None:
+        self._own, self._shared = KeptTraces(), shared
+
+    async def put(self, reply_id: str, trace: Trace) -> None:
+        """Returns when every gateway can find it."""
+        if self._shared is None:
+            self._own.put(reply_id, trace)
+        else:
+            await self._shared.put.remote(reply_id, trace)
+
+    async def get(self, key: str) -> Trace | None:
+        """The trace, if it is still kept."""
+        if self._shared is None:
+            return self._own.get(key)
+        found: Trace | None = await self._shared.get.remote(key)
+        return found
