@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from ray.serve.handle import DeploymentHandle
 
+from serve import logs
 from stagebeam.search.trace import Trace
 
 KEPT_TRACES = 1000
@@ -38,7 +39,8 @@ class TraceStore:
         self._own, self._shared = KeptTraces(), shared
 
     async def put(self, reply_id: str, trace: Trace) -> None:
-        """Returns when every gateway can find it."""
+        """Returns when every gateway can find it. The log's lines of this request name it."""
+        logs.about(trace.id)
         if self._shared is None:
             self._own.put(reply_id, trace)
         else:

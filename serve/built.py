@@ -1,0 +1,8 @@
+"""`STAGEBEAM_RECIPE=my-recipe.yaml serve build serve.built:app`: that command takes an application,
+and no arguments for its builder."""
+
+import os
+
+from serve.app import AppArgs, app_from_recipe
+
+app = app_from_recipe(AppArgs(recipe=os.environ["STAGEBEAM_RECIPE"]))
