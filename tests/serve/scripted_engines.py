@@ -1,6 +1,6 @@
 """Engines whose behaviour follows from the question, so that real Serve is what is tested.
 
-A question may hold `slow` (half a second a call), `steady` (a twentieth), `linger` (half a minute
+A question may hold `slow` (half a second a call), `steady` (a twentieth), `patient` (twenty), `linger` (half a minute
 after each candidate), `marker` (the engine refuses it), `bug` (the engine fails) or `mute` (the
 judge fails). The folder in the config's `model` receives one file for each call that started,
 finished or was cancelled, and for each engine that was closed; an engine whose `broken-<process>`
@@ -27,7 +27,8 @@ from stagebeam.inference.types import (
 from stagebeam.recipe import EngineConfig, JudgeConfig
 from stagebeam.stages import STAGES, Stage, wrap
 
-SLOW_S, STEADY_S = 0.5, 0.05
+DELAYS_S = {"slow": 0.5, "steady": 0.05, "patient": 20.0}
+SLOW_S = DELAYS_S["slow"]
 
 
 class Scripted:
@@ -43,7 +44,7 @@ class Scripted:
             raise ValueError("A message contains <|image|>, a marker of the chat template.")
         if "bug" in text:
             raise KeyError("a secret of the engine")
-        await self._work(SLOW_S if "slow" in text else STEADY_S if "steady" in text else 0)
+        await self._work(max(s if word in text else 0.0 for word, s in DELAYS_S.items()))
 
     async def _work(self, seconds: float) -> None:
         self._note("started")
