@@ -1,10 +1,10 @@
 """Engines whose behaviour follows from the question, so that real Serve is what is tested.
 
-A question may hold `slow` (half a second a call), `steady` (a twentieth), `patient` (twenty), `linger` (half a minute
-after each candidate), `marker` (the engine refuses it), `bug` (the engine fails) or `mute` (the
-judge fails). The folder in the config's `model` receives one file for each call that started,
-finished or was cancelled, and for each engine that was closed; an engine whose `broken-<process>`
-lies there says that it does not work.
+A question may hold `slow` (half a second a call), `steady` (a twentieth), `patient` (twenty),
+`linger` (half a minute after each candidate), `marker` (the engine refuses it), `bug` (the engine
+fails) or `mute` (the judge fails). The folder in the config's `model` receives one file for each
+call that started, finished or was cancelled, and for each engine that was closed; an engine whose
+`broken-<process>` lies there says that it does not work.
 """
 
 from __future__ import annotations
