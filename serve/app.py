@@ -136,7 +136,7 @@ def _drain(seconds: float) -> None:
     while time.monotonic() < until:
         try:
             under_way = sum(searchers.broadcast("drain").results(timeout_s=seconds))
-        except (RayServeException, RayActorError):
+        except (RayServeException, RayActorError, TimeoutError):
             return  # nobody is left to wait for
         if not under_way:
             return
