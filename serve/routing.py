@@ -6,6 +6,7 @@ process is imported where it is used.
 
 from __future__ import annotations
 
+from ray.serve._private.common import RequestMetadata
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.request_router import ReplicaID, RunningReplica
 
@@ -35,3 +36,15 @@ class QuestionRouter(ConsistentHashRouter):
         ranked = super()._lookup_ranked_replicas(question)
         turn = int(part or 0) % max(1, len(ranked))
         return ranked[turn:] + ranked[:turn]
+
+    def _fulfill_next_pending_request(
+        self, replica: RunningReplica, request_metadata: RequestMetadata | None = None
+    ) -> None:
+        """Serve looks a waiting call up by its request's id, which all calls of one search share:
+        of two that are routed at once, one would wait for ever. Here it is known by itself."""
+        for pending in self._pending_requests_to_fulfill:
+            if pending.metadata is request_metadata and not pending.future.done():
+                self._record_queue_wait_time(pending)
+                pending.future.set_result(replica)
+                self._remove_pending_request_from_indices(pending)
+                return

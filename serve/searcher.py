@@ -67,10 +67,9 @@ class Searcher:
         """
         if self._draining:
             raise DrainingError("The server is being stopped.")
-        # One after the other: in Ray 2.60 the first calls of one deployment, made at once by two
-        # handles, wait for each other.
-        generator: str = await self._generator.fingerprint.remote()
-        judge: str = await self._judge.judge_fingerprint.remote()
+        generator, judge = await asyncio.gather(
+            self._generator.fingerprint.remote(), self._judge.judge_fingerprint.remote()
+        )
         return generator, judge
 
     async def drain(self) -> int:

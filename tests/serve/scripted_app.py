@@ -30,7 +30,7 @@ def scripted(log: Path, **settings: Any) -> Iterator[str]:
     )
     with serving(
         config,
-        SearchConfig(candidates=6, max_new_tokens=32),
+        SearchConfig(candidates=4, max_new_tokens=32),
         generator_loader=scripted_engines.load_generator,
         judge_loader=scripted_engines.load_judge,
     ) as url:
