@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,7 +96,10 @@ def serving(config: ServeConfig, search: SearchConfig, **loaders: Any) -> Iterat
     """
     try:
         yield start(config, search, **loaders)
-        _drain(config.drain_seconds)
+        with ThreadPoolExecutor(
+            1
+        ) as thread:  # a handle's answer cannot be waited for beside a loop
+            thread.submit(_drain, config.drain_seconds).result()
     finally:
         serve.shutdown()
 

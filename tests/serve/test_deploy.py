@@ -23,7 +23,7 @@ from stagebeam.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 BIN = Path(sys.executable).parent
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
