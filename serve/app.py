@@ -96,9 +96,8 @@ def serving(config: ServeConfig, search: SearchConfig, **loaders: Any) -> Iterat
     """
     try:
         yield start(config, search, **loaders)
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # a handle's answer cannot be waited for beside a loop
+        # In a thread of its own: a handle refuses to wait where an event loop runs.
+        with ThreadPoolExecutor(1) as thread:
             thread.submit(_drain, config.drain_seconds).result()
     finally:
         serve.shutdown()
@@ -137,13 +136,12 @@ def _drain(seconds: float) -> None:
     """Serve's own shutdown closes the proxies, and with them the connections of whoever waits."""
     until = time.monotonic() + seconds
     searchers = serve.get_deployment_handle("searcher", APP)
-    while time.monotonic() < until:
+    under_way = True
+    while under_way and time.monotonic() < until:
         try:
-            under_way = sum(searchers.broadcast("drain").results(timeout_s=seconds))
+            under_way = any(searchers.broadcast("drain").results(timeout_s=seconds))
         except (RayServeException, RayActorError, TimeoutError):
             return  # nobody is left to wait for
-        if not under_way:
-            return
         time.sleep(_DRAIN_STEP_S)
 
 
