@@ -126,5 +126,9 @@ def test_bad_requests_are_refused_in_a_sentence(answered: dict[str, Any]) -> Non
     assert "a marker of the chat template" in answered["marker"]
 
 
+def test_an_engine_that_works_is_healthy(answered: dict[str, Any]) -> None:
+    assert answered["healthy"] is None
+
+
 def test_the_fingerprint_is_that_of_the_folder(answered: dict[str, Any]) -> None:
     assert answered["fingerprint"] == f"vllm-{fingerprint(str(answered['folder']))}"
