@@ -37,8 +37,8 @@ def scripted(log: Path, **settings: Any) -> Iterator[str]:
         yield url
 
 
-def answer(url: str, question: str) -> dict[str, Any]:
-    request = body(question, search={"include_trace": True})
+def answer(url: str, question: str, **search: Any) -> dict[str, Any]:
+    request = body(question, search={"include_trace": True, **search})
     reply = httpx.post(f"{url}/v1/chat/completions", json=request, timeout=PATIENCE_S)
     assert reply.status_code == 200, reply.text
     found: dict[str, Any] = reply.json()

@@ -45,6 +45,13 @@ def test_a_question_stays_with_its_replica_and_finds_another_when_that_is_gone(
     assert second != first and home() == second
 
 
+def test_calls_that_a_search_makes_at_once_do_not_wait_for_each_other(url: str) -> None:
+    """Each newcomer is judged in a call of its own; Serve's own router forgets some of those."""
+    for number in range(5):
+        found = answer(url, f"At once {number}?", tournament="arrival", candidates=8)
+        assert len(found["trace"]["stages"][0]["matches"]) == 28
+
+
 def test_every_gateway_finds_every_trace(url: str) -> None:
     assert len(replica_pids("gateway")) == 2
     found = answer(url, "Which?")
