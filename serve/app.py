@@ -1,7 +1,9 @@
 """The Serve application, derived from the recipe: generator, judge, searcher, gateway."""
 
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +11,9 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel
 from ray import serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions
+from ray.exceptions import RayActorError
+from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from serve import generator as generator_room
@@ -18,43 +22,32 @@ from serve.gateway import Gateway
 from serve.generator import GeneratorReplica
 from serve.judge import JudgeReplica
 from serve.keys import load_keys
+from serve.options import engine_options, gateway_options, searcher_options, traces_options
 from serve.searcher import Searcher
-from stagebeam.recipe import (
-    Autoscaling,
-    EngineConfig,
-    Recipe,
-    SearchConfig,
-    ServeConfig,
-    load_recipe,
-)
+from serve.traces import KeptTraces
+from stagebeam.recipe import EngineConfig, Recipe, SearchConfig, ServeConfig, load_recipe
 
 EngineConfigT = TypeVar("EngineConfigT", bound=EngineConfig)
 
 APP = "stagebeam"
 READY_TIMEOUT_S = 60.0
 
-# Calls that a replica takes in for each row of a batch: the engine, not Serve, does the batching.
-_CALLS_PER_ROW = 4
-# Keeps a session id on one replica of a deployment.
-_ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
-# The searcher and the gateway wait more than they compute.
-_LIGHT = {"num_cpus": 0.1}
-_GATEWAY_CALLS = 10_000
-# A dead replica is noticed, and replaced, after this long.
-_HEALTH_CHECK_PERIOD_S = 2.0
-# A model that cannot be loaded is not loaded twenty times over (Serve's default).
-_LOAD_ATTEMPTS = 2
+_ROOT = Path(__file__).parents[1]
+# Between two looks at what is still under way, and for the last bytes of the last answer.
+_DRAIN_STEP_S = 0.2
 
 
 class AppArgs(BaseModel, extra="forbid"):
-    """Arguments of `serve run serve.app:app_from_recipe recipe=path.yaml`."""
+    """Arguments of `serve run serve.app:app_from_recipe recipe=path.yaml`: a path from the current
+    folder, or from the repository's root."""
 
     recipe: str
 
 
 def app_from_recipe(args: AppArgs) -> serve.Application:
     """The application of a recipe file. Raises ValueError if it has no `serve` section."""
-    recipe = load_recipe(args.recipe)
+    path = Path(args.recipe)
+    recipe = load_recipe(path if path.exists() else _ROOT / path)
     return build_app(required_serve(recipe), recipe.search)
 
 
@@ -73,42 +66,41 @@ def build_app(
     judge_loader: judge_room.Loader = judge_room.load,
 ) -> serve.Application:
     """Four deployments, named as in the module's first line; three where the generator's replicas
-    judge too. Loaders run inside the replicas."""
-    searcher = serve.deployment(
-        name="searcher",
-        ray_actor_options=_LIGHT,
-        max_ongoing_requests=config.limits.max_questions,
-        max_queued_requests=config.limits.max_questions,
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-    )(Searcher)
-    gateway = serve.deployment(
-        name="gateway",
-        ray_actor_options=_LIGHT,
-        max_ongoing_requests=_GATEWAY_CALLS,
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-    )(serve.ingress()(Gateway))
+    judge too; and one for traces where there may be several gateways. Loaders run inside the
+    replicas."""
     engine, judging = _found_anywhere(config.generator), _found_anywhere(config.judge)
-    deployed = _engine_deployment(GeneratorReplica, "generator", engine.scaling)
+    generators = _deployed(GeneratorReplica, engine_options(config, "generator", engine.scaling))
     if judging.on_generator:
-        generator, judge = deployed.bind(engine, generator_loader, judging), None
+        generator, judge = generators.bind(engine, generator_loader, judging), None
     else:
-        generator = deployed.bind(engine, generator_loader)
-        separate = _engine_deployment(JudgeReplica, "judge", judging.scaling)
-        judge = separate.bind(judging, judge_loader)
+        generator = generators.bind(engine, generator_loader)
+        judges = _deployed(JudgeReplica, engine_options(config, "judge", judging.scaling))
+        judge = judges.bind(judging, judge_loader)
+    searchers = _deployed(Searcher, searcher_options(config))
+    searcher = searchers.bind(generator, judge, config.placement, judging)
+    several = config.gateway.max_replicas > 1
+    traces = _deployed(KeptTraces, traces_options(config)).bind() if several else None
+    gateways = _deployed(serve.ingress()(Gateway), gateway_options(config))
     keys = load_keys(config.keys)  # here: replicas may run where the variables are not set
-    searching = searcher.bind(generator, judge)
-    return gateway.bind(config, _readable_anywhere(search), searching, keys)
+    return gateways.bind(config, _readable_anywhere(search), searcher, traces, keys)
+
+
+def _deployed(replica: type, options: dict[str, Any]) -> serve.Deployment:
+    return serve.deployment(**options)(replica)
 
 
 @contextmanager
 def serving(config: ServeConfig, search: SearchConfig, **loaders: Any) -> Iterator[str]:
     """Serve on the Ray cluster of this process; yields the base URL once questions are answered.
 
-    Stops Serve on exit. Raises ValueError if the port cannot be used or the application does not
-    start.
+    On exit no new questions are taken, those under way have `drain_seconds` to end, and Serve is
+    stopped. Raises ValueError if the port cannot be used or the application does not start.
     """
     try:
         yield start(config, search, **loaders)
+        # In a thread of its own: a handle refuses to wait where an event loop runs.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_drain, config.drain_seconds).result()
     finally:
         serve.shutdown()
 
@@ -142,27 +134,17 @@ def _readable_anywhere(search: SearchConfig) -> SearchConfig:
     return search.model_copy(update={"calibration": search.calibration.absolute()})
 
 
-def _engine_deployment(replica: type, name: str, scaling: Autoscaling) -> serve.Deployment:
-    options = serve.deployment(
-        name=name,
-        ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
-        max_ongoing_requests=_CALLS_PER_ROW * scaling.max_batch_rows,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=scaling.min_replicas,
-            max_replicas=scaling.max_replicas,
-            target_ongoing_requests=scaling.target_ongoing_requests,
-            upscale_delay_s=scaling.upscale_delay_s,
-            downscale_delay_s=scaling.downscale_delay_s,
-            # Serve's defaults see load only after half a minute.
-            metrics_interval_s=1.0,
-            look_back_period_s=5.0,
-        ),
-        # A question's calls find the keys and values of their prefix on the same replica.
-        request_router_config={"request_router_class": _ROUTER},
-        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
-        max_constructor_retry_count=_LOAD_ATTEMPTS,
-    )
-    return options(replica)
+def _drain(seconds: float) -> None:
+    """Serve's own shutdown closes the proxies, and with them the connections of whoever waits."""
+    until = time.monotonic() + seconds
+    searchers = serve.get_deployment_handle("searcher", APP)
+    under_way = True
+    while under_way and time.monotonic() < until:
+        try:
+            under_way = any(searchers.broadcast("drain").results(timeout_s=seconds))
+        except (RayServeException, RayActorError, TimeoutError):
+            return  # nobody is left to wait for
+        time.sleep(_DRAIN_STEP_S)
 
 
 def _free_port(host: str, port: int) -> int:

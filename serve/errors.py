@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.requests import ClientDisconnect
 
-from serve.handles import RefusedError
+from serve.handles import DrainingError, RefusedError
 from serve.visitor import request_id
 
 RETRY_AFTER_S = 5
@@ -69,6 +69,8 @@ def as_api_error(error: Exception) -> ApiError:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, BackPressureError):
         return ApiError(503, "The server is busy; try again later.", code="overloaded")
+    if isinstance(cause, DrainingError):
+        return ApiError(503, "The server is being stopped; try again later.", code="draining")
     if isinstance(cause, DeploymentUnavailableError | RayActorError):
         return ApiError(503, "A model replica is down; try again later.", code="unavailable")
     _logger.error("A request failed; request_id=%s", request_id.get(), exc_info=error)

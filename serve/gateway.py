@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Protocol
@@ -20,6 +19,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
+from serve import logs
 from serve.errors import ApiError, as_api_error
 from serve.front import QUESTIONS, Front
 from serve.handles import HandleSearcher
@@ -37,13 +37,12 @@ from serve.rates import Rates
 from serve.reading import parse_chat, read_body, to_prompt, to_settings
 from serve.remote_images import Fetcher
 from serve.replies import EventStream, completion, event
-from serve.visitor import key_name
+from serve.traces import KEPT_TRACES, TraceStore
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings
 from stagebeam.search.trace import StageTrace, Trace
 
-KEPT_TRACES = 1000
 HEALTH_TIMEOUT_S = 10.0
 
 _PAGE = """<!doctype html><title>{model}</title>
@@ -61,32 +60,15 @@ class Searcher(Protocol):
     async def fingerprints(self) -> tuple[str, str]: ...
 
 
-class TraceStore:
-    """The latest traces in memory, found by the reply's id and by their own, under the API key that
-    asked for them: an id of a trace can be guessed by who knows the question."""
-
-    def __init__(self, size: int = KEPT_TRACES) -> None:
-        self._size = size
-        self._kept: OrderedDict[tuple[str | None, str], Trace] = OrderedDict()
-
-    def put(self, reply_id: str, trace: Trace) -> None:
-        for key in (reply_id, trace.id):
-            self._kept[key_name.get(), key] = trace
-            self._kept.move_to_end((key_name.get(), key))
-        while len(self._kept) > 2 * self._size:
-            self._kept.popitem(last=False)
-
-    def get(self, key: str) -> Trace | None:
-        return self._kept.get((key_name.get(), key))
-
-
 class Chat:
     """Answers one POST body after another."""
 
-    def __init__(self, config: ServeConfig, defaults: SearchConfig, searcher: Searcher) -> None:
+    def __init__(
+        self, config: ServeConfig, defaults: SearchConfig, searcher: Searcher, traces: TraceStore
+    ) -> None:
         self._config, self._defaults, self._searcher = config, defaults, searcher
         self._fetcher = Fetcher(config.images) if config.images.allow_hosts else None
-        self.traces = TraceStore()
+        self.traces = traces
 
     async def reply(self, request: Request) -> Response:
         """Raises whatever went wrong before the first byte of the reply."""
@@ -117,7 +99,7 @@ class Chat:
         async with aclosing(found):
             *_, item = [first, *[later async for later in found]]
         assert isinstance(item, Trace), "a search ends with its trace"
-        self.traces.put(reply_id, item)
+        await self.traces.put(reply_id, item)
         return completion(
             reply_id,
             chat.model,
@@ -142,7 +124,7 @@ class Chat:
                         for piece in stream.decided(item):
                             yield piece
                         continue
-                    self.traces.put(reply_id, item)
+                    await self.traces.put(reply_id, item)
                     for piece in stream.closed(
                         item,
                         include_usage=bool(
@@ -167,6 +149,7 @@ def http_app(
     config: ServeConfig,
     defaults: SearchConfig,
     searcher: Searcher,
+    traces: TraceStore | None = None,
     keys: tuple[Key, ...] | None = None,
     *,
     tell_request_id: bool = True,
@@ -180,7 +163,7 @@ def http_app(
         rates=None if config.keys is None else Rates(config.keys, time.monotonic),
         tell_request_id=tell_request_id,
     )
-    chat = Chat(config, defaults, searcher)
+    chat = Chat(config, defaults, searcher, traces or TraceStore())
     pulse = Pulse(searcher)
     card = ModelCard(id=config.model_name, created=int(time.time()))
 
@@ -221,7 +204,7 @@ def http_app(
     @app.get("/v1/traces/{trace_id}", operation_id="retrieveTrace", responses=replies(Trace, 404))
     async def trace(trace_id: str) -> Response:
         """How one of the latest answers was found, by the reply's id or the trace's own."""
-        found = chat.traces.get(trace_id) if config.limits.traces else None
+        found = await chat.traces.get(trace_id) if config.limits.traces else None
         if found is None:
             kept = f"the latest {KEPT_TRACES} are kept" if config.limits.traces else "none is shown"
             message = f"There is no trace {trace_id!r}; {kept}."
@@ -292,16 +275,19 @@ def no_model(asked: str, there: str) -> ApiError:
 
 
 class Gateway:
-    """The ingress deployment; one replica, because the traces and rates are in its memory."""
+    """The ingress deployment; several replicas share a store of traces, and each counts the rates
+    of its own visitors."""
 
     def __init__(
         self,
         config: ServeConfig,
         defaults: SearchConfig,
         searcher: DeploymentHandle,
+        traces: DeploymentHandle | None = None,
         keys: tuple[Key, ...] | None = None,
     ) -> None:
-        self._parts = config, defaults, HandleSearcher(searcher), keys
+        logs.set_up()
+        self._parts = config, defaults, HandleSearcher(searcher), TraceStore(traces), keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(*self._parts, tell_request_id=False)

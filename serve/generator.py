@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
+from serve import logs
+from serve.counting import Questions, Ticket
 from stagebeam.inference.types import (
     Candidate,
     GenerateRequest,
@@ -39,26 +42,41 @@ class GeneratorReplica:
     def __init__(
         self, config: EngineConfig, loader: Loader = load, judge: JudgeConfig | None = None
     ) -> None:
+        logs.set_up()
         self._engine = loader(config)
         self._judge: Any = None if judge is None else judge_on(self._engine, judge)
+        self._questions = Questions()
 
-    async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
+    async def propose(
+        self, request: GenerateRequest, ticket: Ticket | None = None
+    ) -> AsyncIterator[Candidate | Usage]:
         """Candidates as they finish, then the call's usage."""
-        async for item in self._engine.propose(request):
-            yield item
+        with self._questions.counted(ticket):
+            async with aclosing(self._engine.propose(request)) as items:
+                async for item in items:
+                    yield item
 
     async def fingerprint(self) -> str:
         """Of the weights and settings behind the answers."""
         return str(self._engine.fingerprint)
 
-    async def compare(self, request: JudgeRequest) -> Judgement:
+    async def compare(self, request: JudgeRequest, ticket: Ticket | None = None) -> Judgement:
         """One verdict for each pair."""
-        judgement: Judgement = await self._judge.compare(request)
+        with self._questions.counted(ticket):
+            judgement: Judgement = await self._judge.compare(request)
         return judgement
 
     async def judge_fingerprint(self) -> str:
         """Of the weights and settings behind the verdicts."""
         return str(self._judge.fingerprint)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve scales by (`serve/scaling.py`), asked every second."""
+        return self._questions.reported()
+
+    async def check_health(self) -> None:
+        """Raises where the engine does not work any more; Serve then replaces the replica."""
+        await self._engine.check()
 
     def __del__(self) -> None:
         """Serve calls this when it stops the replica."""

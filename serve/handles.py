@@ -21,6 +21,9 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from serve import meters
+from serve.counting import Ticket
+from serve.routing import session_id
 from stagebeam.inference.types import (
     Candidate,
     GenerateRequest,
@@ -40,18 +43,28 @@ class RefusedError(ValueError):
     """The question cannot be asked of this model, in one sentence for the user."""
 
 
-class HandleGenerator:
-    """`Generator` over the generator deployment; one question's calls share a replica."""
+class DrainingError(RuntimeError):
+    """The server is being stopped and takes no new questions."""
 
-    def __init__(self, handle: DeploymentHandle, question_key: str) -> None:
-        self._propose = handle.options(method_name="propose", stream=True, session_id=question_key)
+
+class HandleGenerator:
+    """`Generator` over the generator deployment; the same part of a question always goes to the
+    same replica, and its parts to different ones."""
+
+    def __init__(
+        self, handle: DeploymentHandle, question_key: str, ticket: Ticket | None, part: int = 0
+    ) -> None:
+        self._propose = handle.options(
+            method_name="propose", stream=True, session_id=session_id(question_key, part)
+        )
+        self._ticket = ticket
 
     async def propose(self, request: GenerateRequest) -> AsyncGenerator[Candidate | Usage]:
         """Candidates as they finish, then usage; closing the iterator stops the engine's work.
 
         A retry may give an index again. Raises RefusedError where the engine refuses the question.
         """
-        items = _retried(lambda: self._propose.remote(request))
+        items = _retried("generator", lambda: self._propose.remote(request, self._ticket))
         try:
             async with aclosing(items):
                 async for item in items:
@@ -61,19 +74,33 @@ class HandleGenerator:
 
 
 class HandleJudge:
-    """`Judge` over the judge deployment; one question's calls share a replica."""
+    """`Judge` over the judge deployment, placed as by `HandleGenerator`."""
 
-    def __init__(self, handle: DeploymentHandle, question_key: str) -> None:
-        self._compare = handle.options(method_name="compare", session_id=question_key)
+    def __init__(
+        self, handle: DeploymentHandle, question_key: str, ticket: Ticket | None, part: int = 0
+    ) -> None:
+        self._compare = handle.options(
+            method_name="compare", session_id=session_id(question_key, part)
+        )
+        self._ticket = ticket
 
     async def compare(self, request: JudgeRequest) -> Judgement:
         """One verdict a pair. Raises RefusedError where the engine refuses the question."""
         try:
-            async for attempt in _retrying():
+            async for attempt in _retrying("judge"):
                 with attempt:
-                    judgement: Judgement = await self._compare.remote(request)
+                    judgement = await self._once(request)
         except RayTaskError as error:
             raise _refusal(error, ValueError) or error from None
+        return judgement
+
+    async def _once(self, request: JudgeRequest) -> Judgement:
+        response = self._compare.remote(request, self._ticket)
+        try:
+            judgement: Judgement = await response
+        except asyncio.CancelledError:
+            response.cancel()  # as a stream's: no work for a caller who has left
+            raise
         return judgement
 
 
@@ -91,7 +118,7 @@ class HandleSearcher:
 
         Raises RefusedError where an engine refuses the question.
         """
-        items = _retried(lambda: self._search.remote(prompt, settings))
+        items = _retried("searcher", lambda: self._search.remote(prompt, settings))
         try:
             async with aclosing(items):
                 async for item in items:
@@ -105,12 +132,12 @@ class HandleSearcher:
         return found
 
 
-async def _retried(call: Callable[[], Any]) -> AsyncGenerator[Any]:
+async def _retried(deployment: str, call: Callable[[], Any]) -> AsyncGenerator[Any]:
     """The items of a streaming call, which starts over when its replica dies.
 
     Items given before the death are given again, and are equal; who reads them passes over them.
     """
-    async for attempt in _retrying():
+    async for attempt in _retrying(deployment):
         with attempt:
             stream: DeploymentResponseGenerator[Any] = call()
             try:
@@ -121,11 +148,12 @@ async def _retried(call: Callable[[], Any]) -> AsyncGenerator[Any]:
                 raise
 
 
-def _retrying() -> AsyncRetrying:
+def _retrying(deployment: str) -> AsyncRetrying:
     return AsyncRetrying(
         retry=retry_if_exception(_replica_died),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+        before_sleep=lambda _: meters.retried(deployment),
         reraise=True,
     )
 

@@ -106,23 +106,39 @@ class JudgeTraining(Section):
     pair_weight: float = Field(1.0, ge=0, description="Weight of the preference loss.")
 
 
-class Autoscaling(Section):
-    """Replicas of one deployment, scaled by questions in flight."""
+class Scaling(Section):
+    """Replicas of one deployment, scaled by the questions that they work for."""
 
     min_replicas: PositiveInt = Field(1, description="Replicas kept when idle.")
     max_replicas: PositiveInt = Field(1, description="Replicas under load.")
-    target_ongoing_requests: float = Field(16, gt=0, description="Calls in flight a replica.")
+    target_questions: float = Field(
+        16, gt=0, description="Questions worked for at once, a replica; more add replicas."
+    )
     upscale_delay_s: float = Field(5.0, ge=0, description="Seconds of load before one is added.")
     downscale_delay_s: float = Field(60.0, ge=0, description="Idle seconds before one goes.")
     num_cpus: float = Field(1.0, ge=0, description="CPU cores that Ray reserves a replica.")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves a replica.")
-    max_batch_rows: PositiveInt = Field(64, description="Rows decoded or scored in one batch.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas is below min_replicas")
         return self
+
+
+class LightScaling(Scaling):
+    """Replicas of a deployment that waits more than it computes: the gateway, the searcher."""
+
+    target_questions: float = Field(
+        64, gt=0, description="Questions under way at once, a replica; more add replicas."
+    )
+    num_cpus: float = Field(0.1, ge=0, description="CPU cores that Ray reserves a replica.")
+
+
+class Autoscaling(Scaling):
+    """Replicas of a deployment that runs a model."""
+
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves a replica.")
+    max_batch_rows: PositiveInt = Field(64, description="Rows decoded or scored in one batch.")
 
 
 class EngineConfig(Section):
@@ -241,6 +257,16 @@ class ServeConfig(Section):
     model_name: str = Field("stagebeam", description="Name in /v1/models.")
     generator: EngineConfig
     judge: JudgeConfig
+    searcher: LightScaling = Field(default_factory=LightScaling)
+    gateway: LightScaling = Field(default_factory=LightScaling)
+    placement: Literal["pack", "spread", "auto"] = Field(
+        "auto",
+        description="`pack` keeps a question on one replica of each engine, `spread` divides its "
+        "candidates and matches over all, `auto` over those that would idle.",
+    )
+    drain_seconds: float = Field(
+        60.0, ge=0, description="How long what is under way may go on when a replica is stopped."
+    )
     limits: Limits = Field(default_factory=Limits)
     keys: KeysConfig | None = Field(None, description="API keys; left out, whoever asks may.")
     images: ImagesConfig = Field(default_factory=ImagesConfig)

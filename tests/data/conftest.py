@@ -67,6 +67,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, rows: list[Example]) -> Pat
 def cluster() -> Iterator[None]:
     root = Path(__file__).resolve().parents[2]
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

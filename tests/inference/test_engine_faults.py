@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from asking import PATIENCE, MakeEngine, answers, request
 
+from stagebeam.inference import transformers_engine
 from stagebeam.inference.decoding import Call
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.models.encoder import EncodedRow
@@ -164,3 +166,35 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def test_an_engine_that_works_is_healthy_and_one_that_hangs_or_ended_is_not(
+    loaded: Loaded,
+    scenes: list[Example],
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(loaded)
+    await engine.check()
+    await answers(engine, request(scenes[0]))
+    held, let_go = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        held.set()
+        let_go.wait(PATIENCE)
+
+    monkeypatch.setattr(engine._batch, "step", hang)
+    monkeypatch.setattr(transformers_engine, "STUCK_S", 0.05)
+    asking = asyncio.create_task(answers(engine, request(scenes[0])))
+    await asyncio.to_thread(held.wait, PATIENCE)
+    await asyncio.sleep(0.1)
+    with pytest.raises(RuntimeError, match="in one step"):
+        await engine.check()
+    monkeypatch.undo()
+    let_go.set()
+    await asking
+    await asyncio.sleep(0.1)
+    await engine.check()  # idle for longer than any step
+    engine.close()
+    with pytest.raises(RuntimeError, match="has ended"):
+        await engine.check()

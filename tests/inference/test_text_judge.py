@@ -57,6 +57,8 @@ class Writer:
         yield Candidate(0, text, tokens, 0.0, "end")
         yield Usage(prefill_tokens=100, decode_tokens=tokens, sequential_passes=tokens)
 
+    async def check(self) -> None: ...
+
     def close(self) -> None:
         self.closed = True
 

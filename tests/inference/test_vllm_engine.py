@@ -127,5 +127,9 @@ def test_a_bad_request_is_refused_in_a_sentence(answered: dict[str, Any]) -> Non
     assert "1024" in answered["too_long"]
 
 
+def test_an_engine_that_works_is_healthy(answered: dict[str, Any]) -> None:
+    assert answered["healthy"] is None
+
+
 def test_the_fingerprint_is_that_of_the_folder(answered: dict[str, Any]) -> None:
     assert answered["fingerprint"] == f"vllm-{fingerprint(str(answered['folder']))}"

@@ -137,6 +137,7 @@ async def scenario(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
         "marker": await ask(
             engine, request(prompt=Prompt((Message("user", asked["marker"]),), (first,)))
         ),
+        "healthy": await engine.check(),  # raises where it is not
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt
 from stagebeam.records import Message
-from stagebeam.search import SearchSettings, Trace, answer, check_prompt
+from stagebeam.search import SearchSettings, Trace, answer, check_prompt, trace_id_of
 from stagebeam.search.state import SearchError
 from stagebeam.search.trace import StageTrace
 from stagebeam.stages import STAGES, parse
@@ -107,6 +107,14 @@ async def test_another_question_seed_setting_or_model_gives_another_id(
     }
     assert len(ids) == 13
     assert await trace_id(tournament="round_robin") == await trace_id()  # what `auto` means
+
+
+@pytest.mark.parametrize("method", PLAIN)
+async def test_the_id_is_known_before_the_answer(kit: SimpleNamespace, method: str) -> None:
+    judge, settings = kit.ScriptedJudge(kit.by_number), kit.settings(method=method)
+    prompt = kit.ask("known")
+    trace = await run(kit, kit.SeededGenerator(), judge, settings, prompt)
+    assert trace_id_of(prompt, settings, "g1", "j1") == trace.id
 
 
 async def test_another_seed_gives_other_candidates(kit: SimpleNamespace) -> None:

@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parent))
 def cluster() -> Iterator[None]:
     env = {"PYTHONPATH": os.pathsep.join(WORKER_PATH), "OMP_NUM_THREADS": "1"}
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

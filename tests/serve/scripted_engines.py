@@ -1,9 +1,10 @@
 """Engines whose behaviour follows from the question, so that real Serve is what is tested.
 
-A question may hold `slow` (half a second a call), `linger` (half a minute after each candidate),
-`marker` (the engine refuses it) or `bug` (the engine fails). The folder in the config's `model`
-receives one file for each call that started, finished or was cancelled, and for each engine that
-was closed.
+A question may hold `slow` (half a second a call), `steady` (a twentieth), `patient` (twenty),
+`linger` (half a minute after each candidate), `marker` (the engine refuses it), `bug` (the engine
+fails) or `mute` (the judge fails). The folder in the config's `model` receives one file for each
+call that started, finished or was cancelled, and for each engine that was closed; an engine whose
+`broken-<process>` lies there says that it does not work.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from stagebeam.inference.types import (
 from stagebeam.recipe import EngineConfig, JudgeConfig
 from stagebeam.stages import STAGES, Stage, wrap
 
-SLOW_S = 0.5
+DELAYS_S = {"slow": 0.5, "steady": 0.05, "patient": 20.0}
+SLOW_S = DELAYS_S["slow"]
 
 
 class Scripted:
@@ -42,7 +44,7 @@ class Scripted:
             raise ValueError("A message contains <|image|>, a marker of the chat template.")
         if "bug" in text:
             raise KeyError("a secret of the engine")
-        await self._work(SLOW_S if "slow" in text else 0)
+        await self._work(max(s if word in text else 0.0 for word, s in DELAYS_S.items()))
 
     async def _work(self, seconds: float) -> None:
         self._note("started")
@@ -52,6 +54,10 @@ class Scripted:
             self._note("cancelled")
             raise
         self._note("finished")
+
+    async def check(self) -> None:
+        if (self._log / f"broken-{os.getpid()}").exists():
+            raise RuntimeError("The engine is broken.")
 
     def close(self) -> None:
         self._note("closed")
@@ -74,7 +80,13 @@ class ScriptedGenerator(Scripted):
             yield Candidate(index, text, 5, -1.0 - seed % 7, "stop")
             if "linger" in request.prompt.messages[-1].text:
                 await self._work(30)
-        yield Usage(prefill_tokens=10, decode_tokens=5 * len(request.seeds), sequential_passes=5)
+        yield Usage(
+            image_encodes=len(request.prompt.images),
+            prefill_tokens=10,
+            decode_tokens=5 * len(request.seeds),
+            sequential_passes=5,
+            cache_hits=1,
+        )
 
 
 class ScriptedJudge(Scripted):
@@ -82,6 +94,8 @@ class ScriptedJudge(Scripted):
 
     async def compare(self, request: JudgeRequest) -> Judgement:
         await self._think(request.prompt)
+        if "mute" in request.prompt.messages[-1].text:
+            raise KeyError("a secret of the judge")
         ranks = [(len(text), text) for text in request.candidates]
         margins = [1.0 if ranks[a] > ranks[b] else -1.0 for a, b in request.pairs]
         return Judgement(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import httpx
 import openai
 import pytest
+import ray
 from real_models import ask, question, served, write_model
 
 from stagebeam.search.trace import Trace
@@ -53,3 +58,46 @@ def test_images_may_come_in_a_later_turn(client: openai.OpenAI) -> None:
     )
     trace = Trace.model_validate(reply.model_extra["trace"])  # type: ignore[index]
     assert trace.image_turns == (0, 2) and trace.usage.image_encodes == 2
+
+
+def rows_of_generator() -> int:
+    """How many rows decode, seen in the generator replica's engine."""
+    (name,) = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if "#generator#" in actor["name"]
+    ]
+
+    def count(replica: Any) -> int:
+        engine = replica._replica_impl._user_callable_wrapper._callable._engine
+        return len(engine._batch.rows) + len(engine._waiting)
+
+    found: int = ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(count))
+    return found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_takes_its_rows_out_of_the_batch(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    endless = {"max_new_tokens": 2048, "candidates": 8, "temperature": 2.0}
+
+    def eventually(rows: bool) -> None:
+        until = time.monotonic() + 30
+        while bool(rows_of_generator()) != rows:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    url = str(client.base_url).rstrip("/")
+    request = {
+        "model": "stagebeam",
+        "messages": question(),
+        "search": endless,
+        "stream": stream,
+    }
+    with httpx.Client(timeout=60) as leaving, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(leaving.post, f"{url}/chat/completions", json=request)
+        eventually(rows=True)
+        leaving.close()
+        eventually(rows=False)
+        assert asking.exception() is not None

@@ -272,7 +272,7 @@ async def test_closing_a_stream_of_candidates_stops_the_engine(url: str, log: Pa
     handle = ray.serve.get_deployment_handle("generator", "stagebeam")
     prompt = Prompt((Message("user", "linger"),))
     request = GenerateRequest(prompt, "", "</SUMMARY>", (1, 2, 3), Sampling())
-    candidates = HandleGenerator(handle, "key").propose(request)
+    candidates = HandleGenerator(handle, "key", None).propose(request)
     assert isinstance(await anext(candidates), Candidate)
     await candidates.aclose()
     for _ in range(50):

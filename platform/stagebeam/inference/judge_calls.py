@@ -20,6 +20,9 @@ class OwnedGenerator(Generator, Protocol):
 
     fingerprint: str  # of all that decides an answer
 
+    async def check(self) -> None:
+        """Raises where it does not work any more, and would not by itself."""
+
     def close(self) -> None: ...
 
 

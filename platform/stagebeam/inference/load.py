@@ -16,6 +16,9 @@ class OwnedJudge(Judge, Protocol):
 
     fingerprint: str  # of all that decides a verdict
 
+    async def check(self) -> None:
+        """Raises where it does not work any more, and would not by itself."""
+
     def close(self) -> None: ...
 
 

@@ -107,6 +107,9 @@ class OpenAIEngine:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def check(self) -> None:
+        """Nothing: a server that is down would not be mended by another one of us."""
+
     def close(self) -> None:
         """Close the connections."""
         self.server.close()

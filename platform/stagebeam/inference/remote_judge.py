@@ -65,6 +65,10 @@ class RemoteJudge:
                 self._fall_back()
         return await self._text.compare(request)
 
+    async def check(self) -> None:
+        """As the engine's."""
+        await self._engine.check()
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.close()

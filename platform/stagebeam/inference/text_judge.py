@@ -138,6 +138,10 @@ class TextJudge:
             explanations=tuple(one.reason for one in settled),
         )
 
+    async def check(self) -> None:
+        """As the generator's."""
+        await self._generator.check()
+
     def close(self) -> None:
         """Stop the generator."""
         self._generator.close()

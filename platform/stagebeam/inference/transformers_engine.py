@@ -29,6 +29,9 @@ from stagebeam.models.runtimes import runtime_of
 
 Item = Candidate | Usage | Exception
 
+# Longer than any one step: the slowest is to read a long prompt with images on a CPU.
+STUCK_S = 300.0
+
 
 @dataclass(slots=True, eq=False)
 class _Asked:
@@ -78,6 +81,7 @@ class TransformersEngine:
         self._calls: dict[int, _Asked] = {}  # by their Call, while rows of it decode
         self._inbox: queue.Queue[_Asked | _Weighing | None] = queue.Queue()
         self._waiting: deque[_Asked] = deque()
+        self._step_began: float | None = None  # of the monotonic clock; None while idle
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -128,6 +132,14 @@ class TransformersEngine:
         """A prompt's images. Raises ValueError where one cannot be decoded."""
         return self._reader.look(prompt)
 
+    async def check(self) -> None:
+        """Raises RuntimeError where the engine's thread has ended, or hangs in one step."""
+        if not self._thread.is_alive():
+            raise RuntimeError("The engine's thread has ended.")
+        began = self._step_began
+        if began is not None and time.monotonic() - began > STUCK_S:
+            raise RuntimeError(f"The engine has been in one step for over {STUCK_S:.0f} seconds.")
+
     def close(self) -> None:
         """Stop the engine's thread."""
         self._inbox.put(None)
@@ -138,6 +150,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def _run(self) -> None:
         while self._receive():
+            self._step_began = time.monotonic()
             try:
                 self._admit()
                 if self._batch.rows:
@@ -152,11 +165,13 @@ class TransformersEngine:
         idle = not self._batch.rows and not self._waiting
         while True:
             try:
+                self._step_began = None
                 came = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
             if came is None:
                 return False
+            self._step_began = time.monotonic()
             if isinstance(came, _Asked):
                 self._waiting.append(came)
                 idle = False

@@ -112,6 +112,10 @@ class TransformersJudge(EngineJudge):
         )
         super().__init__(engine, kind, max_rows)
 
+    async def check(self) -> None:
+        """Raises RuntimeError where the engine does not work any more."""
+        await self._engine.check()
+
     def close(self) -> None:
         """Stop the engine's thread."""
         self._engine.close()

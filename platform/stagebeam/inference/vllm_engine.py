@@ -77,6 +77,13 @@ class VllmEngine:
         finally:
             answering.cancel()
 
+    async def check(self) -> None:
+        """Raises vLLM's error where its core has died, RuntimeError where the thread has ended."""
+        if not self._thread.is_alive():
+            raise RuntimeError("The engine's thread has ended.")
+        checking = asyncio.run_coroutine_threadsafe(self._engine.check_health(), self._loop)
+        await asyncio.wrap_future(checking)
+
     def close(self) -> None:
         """Stop vLLM's processes and the thread."""
         self._engine.shutdown()

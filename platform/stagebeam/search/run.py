@@ -71,6 +71,19 @@ def calibration_of(
     return calibration
 
 
+def trace_id_of(
+    prompt: Prompt, settings: SearchSettings, generator_id: str, judge_id: str | None
+) -> str:
+    """The id that the answer's trace will have, known before there is an answer.
+
+    Raises UnfitError where these models cannot search as the settings ask.
+    """
+    judged_by = judge_id if settings.needs_judge else None
+    calibration = calibration_of(settings, generator_id, judged_by)
+    fingerprint = None if calibration is None else calibration.fingerprint
+    return _trace_id(prompt, settings, generator_id, judged_by, fingerprint)
+
+
 async def answer(
     prompt: Prompt,
     generator: Generator,
