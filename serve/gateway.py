@@ -27,7 +27,8 @@ from serve.replies import EventStream, completion, event
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings
-from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.search.events import Answered, Event, StageDecided
+from stagebeam.search.trace import Trace
 
 KEPT_TRACES = 1000
 HEALTH_TIMEOUT_S = 10.0
@@ -40,9 +41,7 @@ _PAGE = """<!doctype html><title>{model}</title>
 class Searcher(Protocol):
     """What the interface needs: `HandleSearcher` in service."""
 
-    def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncGenerator[StageTrace | Trace]: ...
+    def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]: ...
 
     async def fingerprints(self) -> tuple[str, str]: ...
 
@@ -86,45 +85,41 @@ class Chat:
         prompt = await asyncio.to_thread(to_prompt, chat, self._config.limits)
         found = self._searcher.search(prompt, settings)
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
-        # An error before the first decision still gets its own HTTP status.
-        first = await anext(found)
-        if chat.stream:
-            events = self._events(chat, reply_id, first, found)
-            return StreamingResponse(events, media_type="text/event-stream")
-        return JSONResponse(await self._whole(chat, reply_id, first, found))
+        if not chat.stream:
+            return JSONResponse(await self._whole(chat, reply_id, found))
+        # An error before the first decision still gets its own HTTP status; who watches does not
+        # wait for that one.
+        begun = [await anext(found)]
+        while not chat.search.include_events and not isinstance(begun[-1], StageDecided | Answered):
+            begun.append(await anext(found))
+        events = self._events(chat, reply_id, begun, found)
+        return StreamingResponse(events, media_type="text/event-stream")
 
     async def _whole(
-        self,
-        chat: ChatRequest,
-        reply_id: str,
-        first: StageTrace | Trace,
-        found: AsyncGenerator[StageTrace | Trace],
+        self, chat: ChatRequest, reply_id: str, found: AsyncGenerator[Event]
     ) -> dict[str, object]:
         async with aclosing(found):
-            *_, item = [first, *[later async for later in found]]
-        assert isinstance(item, Trace), "a search ends with its trace"
-        self.traces.put(reply_id, item)
-        return completion(reply_id, chat.model, item, include_trace=chat.search.include_trace)
+            *_, last = [happened async for happened in found]
+        assert isinstance(last, Answered), "a search ends with its trace"
+        self.traces.put(reply_id, last.trace)
+        return completion(reply_id, chat.model, last.trace, include_trace=chat.search.include_trace)
 
     async def _events(
-        self,
-        chat: ChatRequest,
-        reply_id: str,
-        first: StageTrace | Trace,
-        found: AsyncGenerator[StageTrace | Trace],
+        self, chat: ChatRequest, reply_id: str, begun: list[Event], found: AsyncGenerator[Event]
     ) -> AsyncIterator[bytes]:
-        stream = EventStream(reply_id, chat.model)
+        stream = EventStream(reply_id, chat.model, include_events=chat.search.include_events)
         yield stream.opened()
         try:
             async with aclosing(found):
-                async for item in _chain(first, found):
-                    if isinstance(item, StageTrace):
-                        for piece in stream.decided(item):
-                            yield piece
+                async for happened in _chain(begun, found):
+                    if isinstance(happened, Answered):
+                        self.traces.put(reply_id, happened.trace)
+                    for piece in stream.told(happened):
+                        yield piece
+                    if not isinstance(happened, Answered):
                         continue
-                    self.traces.put(reply_id, item)
                     for piece in stream.closed(
-                        item,
+                        happened.trace,
                         include_usage=bool(
                             chat.stream_options and chat.stream_options.include_usage
                         ),
@@ -135,12 +130,11 @@ class Chat:
             yield event(as_api_error(error).body())
 
 
-async def _chain(
-    first: StageTrace | Trace, rest: AsyncGenerator[StageTrace | Trace]
-) -> AsyncIterator[StageTrace | Trace]:
-    yield first
-    async for item in rest:
-        yield item
+async def _chain(begun: list[Event], rest: AsyncGenerator[Event]) -> AsyncIterator[Event]:
+    for happened in begun:
+        yield happened
+    async for happened in rest:
+        yield happened
 
 
 def http_app(config: ServeConfig, defaults: SearchConfig, searcher: Searcher) -> FastAPI:

@@ -90,6 +90,7 @@ class SearchFields(_Request):
     explain: bool | None = None
     max_retraces: Annotated[int, Field(ge=0)] | None = None
     include_trace: bool = False
+    include_events: bool = False
 
 
 class StreamOptions(_Request):

@@ -10,11 +10,9 @@ from ray.serve.handle import DeploymentHandle
 from serve.handles import HandleGenerator, HandleJudge, RefusedError
 from stagebeam.inference.types import Prompt
 from stagebeam.search import SearchSettings, events
-from stagebeam.search.events import Answered
-from stagebeam.search.fold import Fold
+from stagebeam.search.events import Event
 from stagebeam.search.seeds import question_key
 from stagebeam.search.state import UnfitError
-from stagebeam.search.trace import StageTrace, Trace
 
 
 class Searcher:
@@ -32,16 +30,13 @@ class Searcher:
         judge: str = await self._judge.judge_fingerprint.remote()
         return generator, judge
 
-    async def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncIterator[StageTrace | Trace]:
-        """Each decision as it is made, then the whole trace, last.
+    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncIterator[Event]:
+        """What happens, as it happens; last `Answered` with the whole trace.
 
         Raises RefusedError where an engine refuses the question, or cannot search as asked.
         """
         generator_id, judge_id = await self.fingerprints()
         key = question_key(prompt)
-        fold = Fold()
         stream = events(
             prompt,
             HandleGenerator(self._generator, key),
@@ -53,9 +48,6 @@ class Searcher:
         try:
             async with aclosing(stream):
                 async for event in stream:
-                    if isinstance(event, Answered):
-                        yield event.trace
-                    elif (decided := fold.add(event)) is not None:
-                        yield decided
+                    yield event
         except UnfitError as error:
             raise RefusedError(str(error)) from None
