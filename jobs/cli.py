@@ -22,6 +22,7 @@ COMMANDS = {
     "calibrate": "Find the scores that are good enough for the search that goes back.",
     "preferences": "Write the winners and losers of traces as pairs to train on.",
     "serve": "Serve the recipe's generator and judge over HTTP.",
+    "trace": "Write a saved trace as a page that needs no network.",
 }
 
 main = typer.Typer(
