@@ -15,12 +15,13 @@ from contextlib import aclosing
 from typing import Protocol
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from serve.errors import ApiError, as_api_error
 from serve.handles import HandleSearcher
+from serve.pages import add_page
 from serve.protocol import ChatRequest, Health, ModelCard, ModelList
 from serve.reading import parse_chat, read_body, to_prompt, to_settings
 from serve.replies import EventStream, completion, event
@@ -32,10 +33,6 @@ from stagebeam.search.trace import Trace
 
 KEPT_TRACES = 1000
 HEALTH_TIMEOUT_S = 10.0
-
-_PAGE = """<!doctype html><title>{model}</title>
-<p>{model} answers at <code>/v1/chat/completions</code>. See docs/serving.md.</p>
-"""
 
 
 class Searcher(Protocol):
@@ -180,10 +177,7 @@ def http_app(config: ServeConfig, defaults: SearchConfig, searcher: Searcher) ->
             return as_api_error(error).response()
         return JSONResponse(Health(generator=generator, judge=judge).model_dump())
 
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> str:
-        return _PAGE.format(model=config.model_name)
-
+    add_page(app, config, defaults)
     return app
 
 
