@@ -86,7 +86,6 @@ def test_options_reach_the_search_and_what_is_left_out_is_the_servers(
         (("a", "b", "c"), "Give a picture and one question; put the question in quotes."),
         (("missing.png", "What?"), "There is no picture at missing.png."),
         ((__file__, "What?"), f"{__file__} is not a picture."),
-        (("Say <SUMMARY>",), "A question must not contain the stage tag <SUMMARY>."),
         (
             ("What?", "--candidates", "99"),
             "candidates is over this server's limit of 16.",

@@ -291,11 +291,13 @@ def test_errors_are_told_in_words_with_what_to_do(browser: Browser) -> None:
     with page_server(world) as url, opened(browser, url, expected, **DESKTOP) as page:
         page.click("#ask")
         expect(page.locator("#problem")).to_have_text("Write a question first.")
-        ask(page, "What does <SUMMARY> mean?")
+        page.click("#settings summary")
+        page.fill("#candidates", "99")
+        ask(page)
         expect(page.locator("#problem")).to_contain_text(
-            "A question must not contain the stage tag <SUMMARY>."
+            "candidates is over this server's limit of 16."
         )
-        expect(page.locator("#question")).to_have_value("What does <SUMMARY> mean?")
+        expect(page.locator("#question")).to_have_value(QUESTION)
         file: Any = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"x"}
         page.set_input_files("#image", file)
         expect(page.locator("#problem")).to_contain_text("notes.txt is not a picture")
@@ -303,7 +305,6 @@ def test_errors_are_told_in_words_with_what_to_do(browser: Browser) -> None:
         expect(page.locator("#problem")).to_contain_text("bad.png cannot be opened as a picture")
         page.goto(f"{url}/?trace=gone")
         expect(page.locator("#problem")).to_contain_text("There is no trace 'gone'")
-        world.hold = (Stage.SUMMARY, 0)
     with page_server(World()) as url, opened(browser, url, expected, **DESKTOP) as page:
         page.context.set_offline(True)
         ask(page)
