@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint format bench install vllm-env check clean
+.PHONY: help quickstart test test-slow lint format bench install browser vllm-env check clean
 
 # The first of these that really is Python 3.11; `make PYTHON=/path/to/python3.11` names another.
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -25,7 +25,7 @@ help: ## Show this list
 quickstart: $(STAMP) ## Draw data, train, serve, search, report; ARGS=--full or ARGS=--fresh
 	@$(BIN)/python -m jobs.quickstart $(ARGS)
 
-test: $(STAMP) ## Tests that need neither a GPU nor minutes
+test: $(STAMP) browser ## Tests that need neither a GPU nor minutes
 	@$(BIN)/python -m pytest -m "not slow and not gpu" --durations=15 $(ARGS)
 
 test-slow: $(STAMP) ## The tests that take minutes
@@ -45,6 +45,17 @@ bench: $(STAMP) ## The benchmarks, on an idle machine; figures go to runs/bench/
 	@for name in $(BENCHMARKS); do $(BIN)/python -m jobs.benchmarks.$$name || exit 1; done
 
 install: $(STAMP) ## Make .venv with everything in it (the other targets do so when needed)
+
+browser: ## Find the Chromium that the page's tests use, or install Debian's
+	@for name in chromium chromium-browser google-chrome; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing chromium for the tests of the page."; \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium; \
+	else \
+		echo "The tests of the page need Chromium: sudo apt-get install --yes chromium" >&2; exit 1; \
+	fi
 
 # vLLM bounds more packages than we can follow, so only those are pinned that decide an answer.
 # Its CPU build wants torch's; where pip finds none, name PyTorch's CPU wheels with

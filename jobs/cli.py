@@ -22,6 +22,8 @@ COMMANDS = {
     "calibrate": "Find the scores that are good enough for the search that goes back.",
     "preferences": "Write the winners and losers of traces as pairs to train on.",
     "serve": "Serve the recipe's generator and judge over HTTP.",
+    "ask": "Ask a served model, and watch its search in the terminal.",
+    "trace": "Write a saved trace as a page that needs no network.",
 }
 
 main = typer.Typer(

@@ -18,7 +18,7 @@ from jobs.errors import run_job
 from serve.app import required_serve, serving
 from stagebeam.recipe import load_recipe
 
-_EXAMPLE = """Serving {model} at {url} (Ctrl-C stops). Ask it:
+_EXAMPLE = """Serving {model} at {url} (Ctrl-C stops). Open that in a browser, or ask it:
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{"model": "{model}", \
 "messages": [{{"role": "user", "content": "What is 3 plus 4?"}}]}}'

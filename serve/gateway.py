@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
@@ -25,6 +25,7 @@ from serve.front import QUESTIONS, Front
 from serve.handles import HandleSearcher
 from serve.keys import Key, KeyRing
 from serve.openapi import document, question_body, replies
+from serve.pages import add_page
 from serve.protocol import (
     ChatCompletion,
     ChatRequest,
@@ -41,21 +42,16 @@ from serve.traces import KEPT_TRACES, TraceStore
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings
-from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.search.events import Answered, Event, StageDecided
+from stagebeam.search.trace import Trace
 
 HEALTH_TIMEOUT_S = 10.0
-
-_PAGE = """<!doctype html><title>{model}</title>
-<p>{model} answers at <code>/v1/chat/completions</code>. See docs/serving.md.</p>
-"""
 
 
 class Searcher(Protocol):
     """What the interface needs: `HandleSearcher` in service."""
 
-    def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncGenerator[StageTrace | Trace]: ...
+    def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]: ...
 
     async def fingerprints(self) -> tuple[str, str]: ...
 
@@ -82,51 +78,52 @@ class Chat:
         prompt = await to_prompt(chat, limits, self._fetcher)
         found = self._searcher.search(prompt, settings)
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
-        # An error before the first decision still gets its own HTTP status.
-        first = await anext(found)
-        if chat.stream:
-            events = self._events(chat, reply_id, first, found)
-            return StreamingResponse(events, media_type="text/event-stream")
-        return JSONResponse(await self._whole(chat, reply_id, first, found))
+        if not chat.stream:
+            return JSONResponse(await self._whole(chat, reply_id, found))
+        # An error before the first decision still gets its own HTTP status; who watches does not
+        # wait for that one.
+        begun = [await anext(found)]
+        while not chat.search.include_events and not isinstance(begun[-1], StageDecided | Answered):
+            begun.append(await anext(found))
+        events = self._events(chat, reply_id, begun, found)
+        return StreamingResponse(events, media_type="text/event-stream")
 
     async def _whole(
-        self,
-        chat: ChatRequest,
-        reply_id: str,
-        first: StageTrace | Trace,
-        found: AsyncGenerator[StageTrace | Trace],
+        self, chat: ChatRequest, reply_id: str, found: AsyncGenerator[Event]
     ) -> dict[str, object]:
         async with aclosing(found):
-            *_, item = [first, *[later async for later in found]]
-        assert isinstance(item, Trace), "a search ends with its trace"
-        await self.traces.put(reply_id, item)
+            *_, last = [happened async for happened in found]
+        assert isinstance(last, Answered), "a search ends with its trace"
+        await self.traces.put(reply_id, last.trace)
         return completion(
             reply_id,
             chat.model,
-            item,
+            last.trace,
             include_trace=chat.search.include_trace,
             reasoning=chat.search.reasoning,
         )
 
     async def _events(
-        self,
-        chat: ChatRequest,
-        reply_id: str,
-        first: StageTrace | Trace,
-        found: AsyncGenerator[StageTrace | Trace],
+        self, chat: ChatRequest, reply_id: str, begun: list[Event], found: AsyncGenerator[Event]
     ) -> AsyncIterator[bytes]:
-        stream = EventStream(reply_id, chat.model, chat.search.reasoning)
+        stream = EventStream(
+            reply_id,
+            chat.model,
+            chat.search.reasoning,
+            include_events=chat.search.include_events,
+        )
         yield stream.opened()
         try:
             async with aclosing(found):
-                async for item in _chain(first, found):
-                    if isinstance(item, StageTrace):
-                        for piece in stream.decided(item):
-                            yield piece
+                async for happened in _chain(begun, found):
+                    if isinstance(happened, Answered):
+                        await self.traces.put(reply_id, happened.trace)
+                    for piece in stream.told(happened):
+                        yield piece
+                    if not isinstance(happened, Answered):
                         continue
-                    await self.traces.put(reply_id, item)
                     for piece in stream.closed(
-                        item,
+                        happened.trace,
                         include_usage=bool(
                             chat.stream_options and chat.stream_options.include_usage
                         ),
@@ -137,12 +134,11 @@ class Chat:
             yield event(as_api_error(error).body())
 
 
-async def _chain(
-    first: StageTrace | Trace, rest: AsyncGenerator[StageTrace | Trace]
-) -> AsyncIterator[StageTrace | Trace]:
-    yield first
-    async for item in rest:
-        yield item
+async def _chain(begun: list[Event], rest: AsyncGenerator[Event]) -> AsyncIterator[Event]:
+    for happened in begun:
+        yield happened
+    async for happened in rest:
+        yield happened
 
 
 def http_app(
@@ -224,10 +220,7 @@ def http_app(
         except Exception as error:
             return as_api_error(error).response()
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        return _PAGE.format(model=config.model_name)
-
+    add_page(app, config, defaults)
     described = document(app, config, keyed=keys is not None)
 
     @app.get("/openapi.json", include_in_schema=False)

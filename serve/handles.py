@@ -33,7 +33,7 @@ from stagebeam.inference.types import (
     Usage,
 )
 from stagebeam.search import SearchSettings
-from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.search.events import Event, Restarted
 
 # Bounded, so that a request which kills its replicas cannot take the whole deployment along.
 ATTEMPTS = 5
@@ -111,17 +111,25 @@ class HandleSearcher:
         self._search = handle.options(method_name="search", stream=True)
         self._fingerprints = handle.options(method_name="fingerprints")
 
-    async def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncGenerator[StageTrace | Trace]:
-        """Each decision as it is made (again after a retry), then the whole trace.
+    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
+        """What happens, as it happens, the trace last; after a retry `Restarted`, and all anew.
 
         Raises RefusedError where an engine refuses the question.
         """
-        items = _retried("searcher", lambda: self._search.remote(prompt, settings))
+        calls = heard = 0
+
+        def call() -> Any:
+            nonlocal calls
+            calls += 1
+            return self._search.remote(prompt, settings)
+
+        items = _retried("searcher", call)
         try:
             async with aclosing(items):
                 async for item in items:
+                    if heard not in (0, calls):
+                        yield Restarted()
+                    heard = calls
                     yield item
         except RayTaskError as error:
             raise _refusal(error, RefusedError) or error from None

@@ -129,6 +129,9 @@ class SearchFields(_Request):
         "summary's words alone (`brief`), or nothing.",
     )
     include_trace: bool = Field(False, description="Put the whole trace into the reply.")
+    include_events: bool = Field(
+        False, description="Tell every event of the search, each in a chunk without choices."
+    )
 
 
 class StreamOptions(_Request):

@@ -64,11 +64,16 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises ApiError 400 that names every wrong field."""
     try:
-        return ChatRequest.model_validate(read_json_object(body))
+        chat = ChatRequest.model_validate(read_json_object(body))
     except ValidationError as error:
         where = error.errors()[0]["loc"]
         message = f"The request is wrong: {describe(error)}."
         raise ApiError(400, message, param=str(where[0])) from None
+    if chat.search.include_events and not chat.stream:
+        raise ApiError(
+            400, "search.include_events needs a stream; ask with stream: true.", param="search"
+        )
+    return chat
 
 
 def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> SearchSettings:
@@ -76,7 +81,8 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
 
     Raises ApiError 400 for a value over a limit, given twice, or that cannot be searched with.
     """
-    asked = chat.search.model_dump(exclude_none=True, exclude={"include_trace", "reasoning"})
+    answering = {"include_trace", "include_events", "reasoning"}
+    asked = chat.search.model_dump(exclude_none=True, exclude=answering)
     for name, target in _TOP_LEVEL.items():
         value = getattr(chat, name)
         if value is None:

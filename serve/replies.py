@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -19,8 +20,10 @@ from serve.protocol import (
     Reasoning,
     UsageInfo,
 )
-from stagebeam.search.fold import winner_of
-from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.search.event_json import event_to_json
+from stagebeam.search.events import Event, StageDecided
+from stagebeam.search.fold import Fold, winner_of
+from stagebeam.search.trace import Trace
 from stagebeam.stages import STAGES, Stage, parse, wrap
 
 DONE = b"data: [DONE]\n\n"
@@ -48,7 +51,7 @@ def completion(
         choices=[Choice(message=message, finish_reason=_finish_reason(trace))],
         usage=_usage(trace),
     )
-    return _json(whole, trace if include_trace else None)
+    return _json(whole, _whole(trace) if include_trace else {})
 
 
 def hidden(stage: Stage, body: str, reasoning: Reasoning) -> str:
@@ -61,27 +64,40 @@ def hidden(stage: Stage, body: str, reasoning: Reasoning) -> str:
 class EventStream:
     """The events of one streamed reply: a stage's text once, when it is decided.
 
-    Put together, the deltas equal the message of a reply that is not streamed.
+    Put together, the deltas equal the message of a reply that is not streamed. With
+    `include_events` there is also everything that the search tells, each in a chunk of its own
+    without choices.
     """
 
-    def __init__(self, reply_id: str, model: str, reasoning: Reasoning = "detailed") -> None:
+    def __init__(
+        self,
+        reply_id: str,
+        model: str,
+        reasoning: Reasoning = "detailed",
+        *,
+        include_events: bool = False,
+    ) -> None:
         self._reasoning: Reasoning = reasoning
         self._id, self._model, self._created = reply_id, model, int(time.time())
-        self._text = ""  # decided so far; a stage may be decided in several pieces
+        self._include_events = include_events
+        self._fold = Fold()  # a stage may be decided in several pieces
         self._sent: list[Stage] = []
 
     def opened(self) -> bytes:
         return self._delta(Delta(role="assistant", content=""))
 
-    def decided(self, stage: StageTrace) -> Iterator[bytes]:
-        """Events for the stages that the winner of this decision brings."""
-        self._text += winner_of(stage).text
-        yield from self._texts(self._text)
+    def told(self, happened: Event) -> Iterator[bytes]:
+        """The event itself where it was asked for, then the stages that a decision brings."""
+        self._fold.add(happened)
+        if self._include_events:
+            yield self._event([], extra={"event": event_to_json(happened)})
+        if isinstance(happened, StageDecided):
+            yield from self._texts(self._fold.text)
 
     def closed(self, trace: Trace, *, include_usage: bool, include_trace: bool) -> Iterator[bytes]:
         yield from self._texts(trace.text)
         last = ChunkChoice(delta=Delta(), finish_reason=_finish_reason(trace))
-        yield self._event([last], trace=trace if include_trace else None)
+        yield self._event([last], extra=_whole(trace) if include_trace else {})
         if include_usage:
             yield self._event([], usage=_usage(trace))
         yield DONE
@@ -103,12 +119,16 @@ class EventStream:
         return self._event([ChunkChoice(delta=delta)])
 
     def _event(
-        self, choices: list[ChunkChoice], usage: UsageInfo | None = None, trace: Trace | None = None
+        self,
+        choices: list[ChunkChoice],
+        *,
+        usage: UsageInfo | None = None,
+        extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         chunk = ChatChunk(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
-        return event(_json(chunk, trace))
+        return event(_json(chunk, extra))
 
 
 def event(data: dict[str, Any]) -> bytes:
@@ -116,10 +136,13 @@ def event(data: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(data)}\n\n".encode()
 
 
-def _json(reply: BaseModel, trace: Trace | None) -> dict[str, Any]:
-    body = reply.model_dump(mode="json", exclude_none=True)
-    # A trace is whole: its own nulls mean something and stay.
-    return body if trace is None else {**body, "trace": trace.model_dump(mode="json")}
+def _json(reply: BaseModel, extra: Mapping[str, Any]) -> dict[str, Any]:
+    # Traces and events are whole: their own nulls mean something and stay.
+    return {**reply.model_dump(mode="json", exclude_none=True), **extra}
+
+
+def _whole(trace: Trace) -> dict[str, Any]:
+    return {"trace": trace.model_dump(mode="json")}
 
 
 def _usage(trace: Trace) -> UsageInfo:

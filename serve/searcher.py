@@ -19,11 +19,10 @@ from serve.placement import DividedGenerator, DividedJudge, Placement, parts_of
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import JudgeConfig
 from stagebeam.search import SearchSettings, events, trace_id_of
-from stagebeam.search.events import Answered
-from stagebeam.search.fold import Fold
+from stagebeam.search.events import Answered, Event
 from stagebeam.search.seeds import question_key
 from stagebeam.search.state import UnfitError
-from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.search.trace import Trace
 
 _logger = logging.getLogger("ray.serve")
 
@@ -77,15 +76,12 @@ class Searcher:
         self._draining = True
         return self._under_way
 
-    async def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncIterator[StageTrace | Trace]:
-        """Each decision as it is made, then the whole trace, last.
+    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncIterator[Event]:
+        """What happens, as it happens; last `Answered` with the whole trace.
 
         Raises RefusedError where an engine refuses the question, or cannot search as asked, and
         DrainingError where the server is being stopped.
         """
-        fold = Fold()
         with self._accounted(settings) as account:
             try:
                 generator_id, judge_id = await self._fingerprints_once()
@@ -105,9 +101,7 @@ class Searcher:
                     async for event in stream:
                         if isinstance(event, Answered):
                             account.trace = event.trace
-                            yield event.trace
-                        elif (decided := fold.add(event)) is not None:
-                            yield decided
+                        yield event
             except UnfitError as error:
                 raise RefusedError(str(error)) from None
 

@@ -39,7 +39,6 @@ def shipped() -> Iterator[None]:
 
     runtime_env = yaml.safe_load((ROOT / "cluster" / "runtime_env.yaml").read_text())
     ray.init(
-        address="local",
         "local",
         num_cpus=1,
         include_dashboard=False,

@@ -1,4 +1,4 @@
-"""The whole chain with a real model: HTTP, search, generator and judge replicas."""
+"""The whole chain with a real model: HTTP and the page, search, generator and judge replicas."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import httpx
 import openai
 import pytest
 import ray
+from browser import chromium, opened
+from page_world import picture
+from playwright.sync_api import Page, expect
 from real_models import ask, question, served, write_model
 
 from stagebeam.search.trace import Trace
@@ -101,3 +104,50 @@ def test_a_client_that_leaves_takes_its_rows_out_of_the_batch(
         leaving.close()
         eventually(rows=False)
         assert asking.exception() is not None
+
+
+def ask_on(page: Page, url: str, question: str) -> Trace:
+    """Ask, wait, and compare what is shown with the trace that the server kept."""
+    page.fill("#question", question)
+    page.click("#ask")
+    expect(page.locator("#stop")).to_be_visible()
+    expect(page.locator("#stop")).to_be_hidden(timeout=60_000)
+    expect(page.locator("#problem")).to_be_hidden()
+    kept = httpx.get(f"{url}/v1/traces/{page.url.partition('?trace=')[2]}")
+    trace = Trace.model_validate_json(kept.text)
+    turn = page.locator(".turn").last
+    drawn = turn.locator(".sb-stage:has(.sb-won)")
+    expect(drawn).to_have_count(len(trace.stages))
+    for column, stage in zip(drawn.all(), trace.stages, strict=True):
+        expect(column.locator(".sb-won .sb-number")).to_have_text(f"#{stage.winner + 1}")
+        expect(column.locator(".sb-candidate")).to_have_count(len(stage.candidates))
+    expect(turn.locator(".sb-conclusion")).to_have_text(
+        "There is no conclusion." if trace.conclusion is None else trace.conclusion
+    )
+    return trace
+
+
+def test_a_question_with_a_picture_a_follow_up_and_the_link_to_it(
+    client: openai.OpenAI,
+) -> None:
+    url = str(client.base_url).removesuffix("/v1/")
+    with (
+        chromium() as browser,
+        opened(browser, url, viewport={"width": 1360, "height": 900}) as page,
+    ):
+        expect(page.locator("#candidates")).to_have_value("2")
+        file: Any = {"name": "balls.png", "mimeType": "image/png", "buffer": picture()}
+        page.set_input_files("#image", file)
+        expect(page.locator("#preview")).to_be_visible()
+        first = ask_on(page, url, "Which colour is it ?")
+        assert len(first.image_digests) == 1 and first.usage.image_encodes == 1
+        second = ask_on(page, url, "Which colour is it ?")
+        assert second.image_digests == first.image_digests
+        assert [m.text for m in second.messages][:2] == ["Which colour is it ?", first.text]
+        page.reload()
+        expect(page.locator(".turn")).to_have_count(1)
+        expect(page.locator(".sb-facts")).to_contain_text(f"{second.usage.decode_tokens} tokens")
+        page.click("#fresh")
+        page.click("#settings summary")
+        page.select_option("#method", "best_of_n")
+        assert ask_on(page, url, "Which colour is it ?").method == "best_of_n"

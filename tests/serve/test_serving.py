@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import signal
@@ -20,6 +19,7 @@ import ray
 import scripted_engines
 from bad_requests import BAD_REQUESTS, ask, body, data_url
 from local_app import LIMITS
+from replicas import calls_in_flight, replica_pids, wait_for_new
 
 from serve.app import serving
 from serve.handles import HandleGenerator
@@ -299,38 +299,6 @@ def test_a_client_that_gives_up_stops_its_search(
     notes = [path.name.split("-")[0] for path in set(log.iterdir()) - before]
     assert notes.count("cancelled") == 1
     assert notes.count("started") < 8  # a whole search makes four calls to each engine
-
-
-def replica_pids(deployment: str) -> list[int]:
-    names = ray.util.list_named_actors(all_namespaces=True)
-    replicas = [
-        n["name"]
-        for n in names
-        if n["name"].startswith("SERVE_REPLICA::") and f"#{deployment}#" in n["name"]
-    ]
-    actors = [ray.get_actor(name, namespace="serve") for name in replicas]
-    return ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in actors])
-
-
-def calls_in_flight(log: Path, before: set[Path], engine: str) -> tuple[int, int]:
-    """How many calls of one engine have started and have finished since `before`."""
-    names = [path.name for path in set(log.iterdir()) - before]
-    return (
-        sum(name.startswith(f"started-{engine}") for name in names),
-        sum(name.startswith(f"finished-{engine}") for name in names),
-    )
-
-
-def wait_for_new(deployment: str, old: list[int]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(ray.exceptions.RayActorError, ValueError):
-            if len(replica_pids(deployment)) == len(old) and not set(
-                replica_pids(deployment)
-            ) & set(old):
-                return
-        time.sleep(0.5)
-    pytest.fail(f"{deployment} was not replaced")
 
 
 @pytest.mark.parametrize("stream", [False, True])

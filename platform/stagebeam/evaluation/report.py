@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -30,8 +28,7 @@ from stagebeam.evaluation.results import (
     MethodResult,
     Results,
 )
-from stagebeam.search.trace import CandidateTrace, StageTrace
-from stagebeam.stages import Stage, parse, stage_body
+from stagebeam.evaluation.trace_page import templates
 
 SHOWN_TRACES = 8
 LARGEST_SIDE = 640  # pixels; larger images are scaled down for the page
@@ -52,13 +49,7 @@ def write_report(results: Results, cases: Sequence[Case], folder: Path) -> Path:
 
 
 def _render(results: Results, cases: Sequence[Case]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(percent=_percent, points=_points, signed=_signed, pretty=_pretty)
     return environment.get_template("report.html.j2").render(
         results=results,
@@ -89,17 +80,6 @@ def _judge_kinds(judge: JudgeResult) -> dict[str, JudgeCard]:
     return {**judge.kinds, judge.kind: judge}
 
 
-@dataclass(frozen=True, slots=True)
-class _CandidateView:
-    candidate: CandidateTrace
-    won: bool
-    paragraphs: list[tuple[str, str]]  # (stage name or nothing, text)
-
-    @property
-    def mean_logprob(self) -> float:
-        return self.candidate.logprob / max(self.candidate.tokens, 1)
-
-
 class _CaseView:
     """A case as the template reads it."""
 
@@ -108,32 +88,9 @@ class _CaseView:
         self.trace = case.trace
         *self.earlier, self.question = case.trace.messages
         self.images = [data_uri(image) for image in case.images]
-        self.stages = [(stage, _candidates(stage)) for stage in case.trace.stages]
         n = case.trace.candidates
         n = n if isinstance(n, int) else max(n.values())
         self.method = label(name_of(case.trace.method, n))
-
-
-def _candidates(stage: StageTrace) -> list[_CandidateView]:
-    """The winner first, then the others by index."""
-    views = [
-        _CandidateView(c, c.index == stage.winner, _paragraphs(stage.stage, c.text))
-        for c in stage.candidates
-    ]
-    return sorted(views, key=lambda view: (not view.won, view.candidate.index))
-
-
-def _paragraphs(stage: str, text: str) -> list[tuple[str, str]]:
-    """The text without its tags where they are in order, and as it came where they are not."""
-    if stage == "ANSWER":
-        answer = parse(text)
-        if answer.valid:
-            return [(name.value, body) for name, body in answer.bodies.items()]
-    elif stage in Stage.__members__:
-        body = stage_body(Stage(stage), text)
-        if body is not None:
-            return [("", body)]
-    return [("", text.strip())]
 
 
 def data_uri(encoded: bytes) -> str:

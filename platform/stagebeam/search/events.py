@@ -79,6 +79,12 @@ class LimitReached:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """All that was told is void, and is told anew. A search does not say this itself; who calls
+    one at a distance does, when its machine is gone and another one takes over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The last event."""
 
@@ -93,5 +99,6 @@ Event = (
     | StageDecided
     | Retraced
     | LimitReached
+    | Restarted
     | Answered
 )

@@ -10,6 +10,7 @@ from stagebeam.search.events import (
     Event,
     LimitReached,
     MatchDecided,
+    Restarted,
     Retraced,
     StageDecided,
     StageOpened,
@@ -18,7 +19,7 @@ from stagebeam.search.trace import CandidateTrace, Limit, MatchTrace, RetraceTra
 
 
 @dataclass(slots=True)
-class _Open:
+class OpenStage:
     """A decision that is being made."""
 
     opened: StageOpened
@@ -48,31 +49,33 @@ class _Open:
 
 
 class Fold:
-    """Takes events in order; `stages` are the decisions made so far."""
+    """Takes events in order; `stages` are the decisions made so far, `open` those being made."""
 
     def __init__(self) -> None:
         self.stages: list[StageTrace] = []
         self.retraces: list[RetraceTrace] = []
         self.limited: Limit | None = None
-        self._open: dict[int, _Open] = {}
+        self.open: dict[int, OpenStage] = {}  # by visit
 
     def add(self, event: Event) -> StageTrace | None:
         """The decision that this event completes, if it does."""
         match event:
             case StageOpened():
-                self._open[event.visit] = _Open(event)
+                self.open[event.visit] = OpenStage(event)
             case CandidateFinished():
-                self._open[event.visit].candidates[event.candidate.index] = event.candidate
+                self.open[event.visit].candidates[event.candidate.index] = event.candidate
             case CandidatesScored():
-                self._open[event.visit].scores.update(event.scores)
+                self.open[event.visit].scores.update(event.scores)
             case MatchDecided():
-                self._open[event.visit].matches.append(event.match)
+                self.open[event.visit].matches.append(event.match)
             case Retraced():
                 self.retraces.append(event.retrace)
             case LimitReached():
                 self.limited = event.limit
+            case Restarted():
+                self.stages, self.retraces, self.limited, self.open = [], [], None, {}
             case StageDecided():
-                decided = self._open.pop(event.visit).closed(event)
+                decided = self.open.pop(event.visit).closed(event)
                 self.stages.append(decided)
                 return decided
         return None
