@@ -16,8 +16,8 @@ from serve.gateway import http_app
 from serve.handles import RefusedError
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import EngineConfig, JudgeConfig, SearchConfig, ServeConfig
-from stagebeam.search import SearchSettings, Trace, answer
-from stagebeam.search.trace import StageTrace
+from stagebeam.search import SearchSettings, answer
+from stagebeam.search.events import Answered, Event
 
 MODEL_NAME = "scripted"
 
@@ -38,9 +38,7 @@ class WorldSearcher:
     most_running: int = 0
     _calls: Counter[Prompt] = field(default_factory=Counter)
 
-    async def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncGenerator[StageTrace | Trace, None]:
+    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
         self.asked.append((prompt, settings))
         self._calls[prompt] += 1
         if self._calls[prompt] <= self.outages:
@@ -60,9 +58,7 @@ class WorldSearcher:
             judge_id=judge_id,
         )
         self.running -= 1
-        for stage in trace.stages:
-            yield stage
-        yield trace
+        yield Answered(trace)
 
     async def fingerprints(self) -> tuple[str, str]:
         return f"scripted-{self.generator.skill}", "scripted-judge"

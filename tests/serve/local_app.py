@@ -20,9 +20,7 @@ from stagebeam.gateway_config import KeysConfig
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import EngineConfig, JudgeConfig, Limits, SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings, events
-from stagebeam.search.events import Answered
-from stagebeam.search.fold import Fold
-from stagebeam.search.trace import StageTrace, Trace
+from stagebeam.search.events import Event
 
 LIMITS = Limits(
     max_candidates=8,
@@ -64,22 +62,16 @@ class LocalSearcher:
     async def fingerprints(self) -> tuple[str, str]:
         return self._generator.fingerprint, self._judge.fingerprint
 
-    async def search(
-        self, prompt: Prompt, settings: SearchSettings
-    ) -> AsyncGenerator[StageTrace | Trace]:
+    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
         self.prompts.append(prompt)
         self.running += 1
-        fold = Fold()
         stream = events(
             prompt, self._generator, self._judge, settings, generator_id="g", judge_id="j"
         )
         try:
             async with aclosing(stream):
                 async for event in stream:
-                    if isinstance(event, Answered):
-                        yield event.trace
-                    elif (decided := fold.add(event)) is not None:
-                        yield decided
+                    yield event
         except ValueError as error:
             raise RefusedError(str(error)) from None
         finally:
