@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from stagebeam.evaluation.trace_page import VIEWER
 from stagebeam.recipe import SearchConfig, ServeConfig
+from stagebeam.search.settings import Method, Tournament
 
 PAGE: Final = Path(__file__).parent / "page"
 _TYPES: Final = {
@@ -63,7 +64,9 @@ def offer(config: ServeConfig, search: SearchConfig) -> dict[str, Any]:
     return {
         "model": config.model_name,
         "search": {name: getattr(search, name) for name in named},
-        "retrace": search.calibration is not None,
+        "methods": [m for m in limits.methods or get_args(Method) if m in _possible(search)],
+        "tournaments": limits.tournaments or get_args(Tournament),
+        "watch": limits.traces,
         "limits": {
             "max_candidates": limits.max_candidates,
             "max_images": limits.max_images,
@@ -71,6 +74,11 @@ def offer(config: ServeConfig, search: SearchConfig) -> dict[str, Any]:
             "max_body_bytes": limits.max_body_bytes,
         },
     }
+
+
+def _possible(search: SearchConfig) -> tuple[Method, ...]:
+    """Going back needs a calibration."""
+    return tuple(m for m in get_args(Method) if m != "retrace" or search.calibration is not None)
 
 
 def add_page(app: FastAPI, config: ServeConfig, search: SearchConfig) -> None:

@@ -105,6 +105,7 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
     for name, allows, wants in (
         ("explain", limits.explain, asked.get("explain")),
         ("include_trace", limits.traces, chat.search.include_trace),
+        ("include_events", limits.traces, chat.search.include_events),
     ):
         if wants and not allows:
             raise ApiError(400, f"{name} cannot be asked for on this server.", param=name)

@@ -6,6 +6,7 @@ Every text and score is known, and the search waits where a test wants to look a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -15,10 +16,9 @@ from typing import Any
 
 import uvicorn
 from PIL import Image, ImageDraw
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.gateway import http_app
+from serve.keys import Key
 from stagebeam.inference.types import (
     Candidate,
     GenerateRequest,
@@ -28,13 +28,13 @@ from stagebeam.inference.types import (
     Usage,
     Verdict,
 )
-from stagebeam.recipe import EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import EngineConfig, JudgeConfig, Limits, SearchConfig, ServeConfig
 from stagebeam.search import SearchSettings, events
 from stagebeam.search.events import Event
 from stagebeam.stages import STAGES, Stage, wrap
 
 QUESTION = "How many more red balls than blue ones are there?"
-KEY = "secret-key"
+KEY = "a-key-for-the-tests"
 
 # Text and the judge's score of it; a text that is given twice is merged.
 LINES: dict[Stage, list[tuple[str, float]]] = {
@@ -159,31 +159,20 @@ class World:
         return sum(s for lines in LINES.values() for body, s in dict(lines).items() if body in text)
 
 
-class _Locked:
-    """Refuses what has no key; the page itself needs none."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope.get("headers", ()))
-        known = headers.get(b"authorization") == f"Bearer {KEY}".encode()
-        if scope["type"] == "http" and scope["path"].startswith("/v1/") and not known:
-            error = {"message": "This server needs an API key.", "type": "invalid_request_error"}
-            await JSONResponse({"error": error}, 401)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
 @contextmanager
-def page_server(world: World, *, locked: bool = False, **search: Any) -> Iterator[str]:
-    """Yields the URL of a real HTTP server of this process."""
-    engine = EngineConfig(model="none")
-    config = ServeConfig(model_name="balls", generator=engine, judge=JudgeConfig(model="none"))
-    app: Any = http_app(config, SearchConfig(**search), world)
-    server = uvicorn.Server(
-        uvicorn.Config(_Locked(app) if locked else app, port=0, log_level="warning")
+def page_server(
+    world: World, *, locked: bool = False, limits: Limits | None = None, **search: Any
+) -> Iterator[str]:
+    """Yields the URL of a real HTTP server of this process, that asks for KEY if it is `locked`."""
+    config = ServeConfig(
+        model_name="balls",
+        generator=EngineConfig(model="none"),
+        judge=JudgeConfig(model="none"),
+        limits=limits or Limits(),
     )
+    keys = (Key("tester", hashlib.sha256(KEY.encode()).digest()),) if locked else None
+    app = http_app(config, SearchConfig(**search), world, keys=keys)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -30,13 +30,19 @@ function offer(settings) {
   $("model").textContent = settings.model;
   $("candidates").max = settings.limits.max_candidates;
   $("picture").hidden = settings.limits.max_images < 1;
-  if (!settings.retrace) $("method").querySelector('[value="retrace"]').remove();
+  keepOptions("method", settings.methods);
+  keepOptions("tournament", settings.tournaments);
   for (const name of Object.keys(NAMES)) {
     const value = settings.search[name];
     if (typeof value === "object") $(name).placeholder = "by stage";
     else $(name).value = value;
   }
   fit();
+}
+
+/** What the operator does not allow is not offered. */
+function keepOptions(name, allowed) {
+  for (const option of [...$(name).options]) if (!allowed.includes(option.value)) option.remove();
 }
 
 /** Only what the method has a use for can be set, and the summary says what is set. */
@@ -51,7 +57,7 @@ function fit() {
 }
 
 function wanted() {
-  const search = { include_events: true };
+  const search = offered.watch ? { include_events: true } : {};
   for (const [name, read] of Object.entries(NAMES)) {
     const control = $(name);
     if (!control.disabled && control.value !== "") search[name] = read(control.value);
@@ -82,7 +88,9 @@ async function ask() {
     await watch(turn, { model: offered.model, messages: withPicture(messages), stream: true, search });
     turn.end();
     history = continued(messages, turn.state);
-    window.history.replaceState(null, "", `?trace=${encodeURIComponent(turn.state.id)}`);
+    if (turn.state.id) {
+      window.history.replaceState(null, "", `?trace=${encodeURIComponent(turn.state.id)}`);
+    }
     $("question").value = "";
   } catch (error) {
     if (error.name === "AbortError") turn.stop();
@@ -94,9 +102,13 @@ async function ask() {
 }
 
 async function watch(turn, body) {
+  const said = { content: "", reasoning_content: "" };
   for await (const chunk of api.ask(body, running.signal)) {
     if (chunk.event) turn.tell(chunk.event);
+    const delta = chunk.choices[0]?.delta ?? {};
+    for (const name of Object.keys(said)) said[name] += delta[name] ?? "";
   }
+  if (turn.state.running) turn.answer(said.content, said.reasoning_content);
 }
 
 function withPicture(messages) {

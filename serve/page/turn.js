@@ -58,11 +58,18 @@ export class Turn {
     if (sentence !== this.said) this.say(this.said = sentence);
   }
 
+  /** All that there is to see of a server that does not show its searches. */
+  answer(conclusion, reasoning) {
+    const close = conclusion && `<CONCLUSION> ${conclusion} </CONCLUSION>`;
+    const text = [reasoning, close].filter(Boolean).join("\n");
+    this.state = { ...this.state, running: false, conclusion: conclusion || null, text };
+    this.draw();
+  }
+
   /** No more will come. */
   end() {
     clearInterval(this.timer);
-    if (this.state.running) return;
-    this.offer();
+    if (this.state.id) this.offer();
   }
 
   /** It was ended before there was an answer. */

@@ -14,7 +14,6 @@ from stagebeam.evaluation.claim import label
 from stagebeam.evaluation.plots import accuracy_against_seconds, accuracy_against_tokens
 from stagebeam.evaluation.report import data_uri, write_report
 from stagebeam.evaluation.results import SEARCHES
-from stagebeam.search.trace import RetraceTrace
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -135,21 +134,6 @@ def test_a_plot_has_a_point_for_each_n_of_each_method(plot, cost, report_parts):
     dearer = moved.cost.model_copy(update={cost: 50 * getattr(moved.cost, cost)})
     by_n = {**report_parts[0].retrace, "4": moved.model_copy(update={"cost": dearer})}
     assert plot(report_parts[0].model_copy(update={"retrace": by_n})) != svg
-
-
-def test_a_retraced_answer_shows_scores_and_where_it_went_back(report_parts, tmp_path):
-    results, cases = report_parts
-    case = cases[0]
-    stage = case.trace.stages[1]
-    scored = stage.candidates[0].model_copy(update={"score": -1.25, "parent": 3})
-    stage = stage.model_copy(update={"candidates": (scored, *stage.candidates[1:])})
-    back = RetraceTrace(stage="CAPTION", back_to="SUMMARY", best=-2.5, cutoff=-2.0)
-    changes = {"stages": (stage,), "retraces": (back,)}
-    shown = replace(case, trace=case.trace.model_copy(update=changes))
-    text = Page(write_report(results, [shown], tmp_path).read_text()).text
-    assert "CAPTION went back to SUMMARY: best score \N{MINUS SIGN}2.50" in text
-    assert "\N{MINUS SIGN}2.00 was needed" in text
-    assert "score \N{MINUS SIGN}1.25" in text and "after #3" in text
 
 
 def test_at_least_five_traces_can_be_read_stage_by_stage(written, report_parts):

@@ -18,6 +18,7 @@ from page_world import KEY, QUESTION, World, page_server, picture
 from playwright.sync_api import Browser, Page, expect
 
 from stagebeam.inference.types import Prompt
+from stagebeam.recipe import Limits
 from stagebeam.records import Message
 from stagebeam.search import SearchSettings, Trace, events
 from stagebeam.search.event_json import event_to_json
@@ -180,6 +181,29 @@ def test_the_controls_start_from_the_server_and_reach_the_search(browser: Browse
         page.select_option("#method", "greedy")
         expect(page.locator("#candidates")).to_be_disabled()
         expect(page.locator("#settings-summary")).to_have_text("Greedy, seed 9")
+
+
+def test_what_the_operator_does_not_allow_is_not_offered(browser: Browser) -> None:
+    limits = Limits(methods=("stage_beam", "greedy"), tournaments=("auto", "chain"))
+    with page_server(World(), limits=limits) as url, opened(browser, url, **DESKTOP) as page:
+        expect(page.locator("#model")).to_have_text("balls")
+        for name, allowed in (("method", limits.methods), ("tournament", limits.tournaments)):
+            options = page.locator(f"#{name} option").evaluate_all("all => all.map(o => o.value)")
+            assert set(options) == set(allowed or ())
+
+
+def test_a_server_that_shows_no_traces_still_answers_and_goes_on(browser: Browser) -> None:
+    world, limits = World(), Limits(traces=False)
+    with page_server(world, limits=limits) as url, opened(browser, url, **DESKTOP) as page:
+        ask(page)
+        answered(page)
+        expect(page.locator(".sb-conclusion")).to_have_text(ANSWER)
+        expect(page.locator(".sb-stage")).to_have_count(0)
+        expect(page.locator(".actions a")).to_have_count(0)
+        ask(page, "And how many blue ones?")
+        expect(page.locator(".turn")).to_have_count(2)
+        answered(page)
+        assert ANSWER in world.questions[1].messages[1].text
 
 
 @pytest.mark.parametrize("method", ["greedy", "majority", "best_of_n", "sentence_beam"])

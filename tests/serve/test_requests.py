@@ -265,8 +265,12 @@ async def test_the_operator_may_keep_traces_to_himself() -> None:
         reply = (await client.post(CHAT, json=body())).json()
         trace = await client.get(f"/v1/traces/{reply['id']}")
         shown = await client.post(CHAT, json=body(search={"include_trace": True}))
+        watch = body(stream=True, search={"include_events": True})
+        watched = await client.post(CHAT, json=watch)
     assert (trace.status_code, shown.status_code) == (404, 400)
     assert told(shown) == "include_trace cannot be asked for on this server."
+    assert watched.status_code == 400
+    assert told(watched) == "include_events cannot be asked for on this server."
 
 
 async def test_a_question_may_talk_about_tags_and_markers() -> None:

@@ -86,7 +86,7 @@ export function probability(logOdds) {
 
 function inColumns(state) {
   const staged = state.stages.filter((stage) => stage.stage !== "REST");
-  if (!staged.length) return ["stage_beam", "retrace", undefined].includes(state.method);
+  if (!staged.length) return Boolean(state.running) && ["stage_beam", "retrace", undefined].includes(state.method);
   return staged.every((stage) => STAGES.includes(stage.stage));
 }
 
@@ -142,7 +142,7 @@ function factsOf(state) {
   if (state.method) facts.push(methodOf(state));
   const spent = state.usage?.seconds ?? state.elapsed;
   if (spent !== undefined) facts.push(`${state.usage ? seconds(spent) : Math.floor(spent)} s`);
-  facts.push(`${count(written, "token")} written`);
+  if (state.usage || state.running) facts.push(`${count(written, "token")} written`);
   const usage = state.usage;
   if (usage) {
     if (usage.judge_calls) {
