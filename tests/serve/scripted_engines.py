@@ -1,6 +1,6 @@
 """Engines whose behaviour follows from the question, so that real Serve is what is tested.
 
-A question may hold `slow` (half a second a call), `steady` (a twentieth), `patient` (twenty),
+A question may hold `slow` (half a second a call), `steady` (a twentieth), `patient` (thirty),
 `linger` (half a minute after each candidate), `marker` (the engine refuses it), `bug` (the engine
 fails) or `mute` (the judge fails). The folder in the config's `model` receives one file for each
 call that started, finished or was cancelled, and for each engine that was closed; an engine whose
@@ -27,7 +27,7 @@ from stagebeam.inference.types import (
 from stagebeam.recipe import EngineConfig, JudgeConfig
 from stagebeam.stages import STAGES, Stage, wrap
 
-DELAYS_S = {"slow": 0.5, "steady": 0.05, "patient": 20.0}
+DELAYS_S = {"slow": 0.5, "steady": 0.05, "patient": 30.0}
 SLOW_S = DELAYS_S["slow"]
 
 

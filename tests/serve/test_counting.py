@@ -26,6 +26,17 @@ def test_a_question_that_is_divided_counts_once_over_all_replicas() -> None:
         assert sum(replica.count for replica in replicas) == pytest.approx(1)
 
 
+def test_what_is_reported_is_the_mean_since_the_last_report() -> None:
+    now = 0.0
+    questions = Questions(lambda: now)
+    with questions.counted(Ticket("one", "t")), questions.counted(Ticket("other", "t")):
+        now = 0.5
+    now = 2.0  # three quarters of the time nobody was there, and nobody is now
+    assert questions.reported() == {QUESTIONS: 0.5}
+    now = 3.0
+    assert questions.reported() == {QUESTIONS: 0.0}
+
+
 def test_a_call_that_fails_is_over_too() -> None:
     questions = Questions()
     with pytest.raises(KeyError), questions.counted(Ticket("one", "t")):

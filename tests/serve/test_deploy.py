@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +88,9 @@ def cluster_env(recipe: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
         f"--ray-client-server-port={client}",
     ]
     start += ["--dashboard-agent-listen-port=0", f"--object-store-memory={200 << 20}"]
+    # Not where other sessions on this machine would look for a cluster to join.
+    folder = tempfile.mkdtemp(prefix="stagebeam-ray-", dir="/tmp")
+    start += [f"--temp-dir={folder}"]
     with (tmp_path / "ray.log").open("w") as log:
         head = subprocess.Popen(start, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -93,6 +98,7 @@ def cluster_env(recipe: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     finally:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(env: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
