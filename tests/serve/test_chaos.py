@@ -85,6 +85,6 @@ async def test_a_real_model_gives_the_same_answers_while_replicas_are_killed(
         for number in range(12)
     ]
     with serving(config, defaults) as url:
-        figures = await chaos(url, bodies, arrivals(1, 12, 0), every_s=3.0, seed=0)
+        figures = await chaos(url, bodies, arrivals(1, 12, 0), every_s=6.0, seed=0)
     print(figures)
     check(figures, kills=1)
