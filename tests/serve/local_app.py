@@ -97,7 +97,7 @@ def app_of(
     **fields: Any,
 ) -> FastAPI:
     config = config_of(keys=keys_config, **fields)
-    return http_app(config, DEFAULTS, searcher or LocalSearcher(), keys)
+    return http_app(config, DEFAULTS, searcher or LocalSearcher(), keys=keys)
 
 
 @contextmanager

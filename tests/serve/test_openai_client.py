@@ -16,6 +16,7 @@ from local_app import LocalSearcher, app_of, served_here
 from serve.errors import ApiError
 from serve.keys import Key
 from stagebeam.gateway_config import KeysConfig
+from stagebeam.search.events import StageDecided
 
 SECRET = "sk-client-0123456789abcdef"
 MODEL = "scripted"
@@ -34,7 +35,7 @@ class MoodySearcher(LocalSearcher):
             raise ApiError(int(text.split()[1]), "As you wish.")
         async for item in super().search(prompt, settings):
             yield item
-            if text == "break off":
+            if text == "break off" and isinstance(item, StageDecided):
                 raise KeyError("a secret of the engine")
 
 
