@@ -16,8 +16,8 @@ from jobs.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 # What a command reads first and what else it must be given, where that is not a recipe alone.
-READS = {"preferences": "trace"}
-NEEDS = {"preferences": ("--output", "pairs")}
+READS = {"preferences": "trace", "trace": "trace", "ask": "question"}
+NEEDS = {"preferences": ("--output", "pairs"), "ask": ("--url", "http://127.0.0.1:9")}
 
 # A job that another test has imported runs again here as a script, as it is meant to.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -66,7 +66,13 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path: Pa
     missing = tmp_path / "no.yaml"
     failed = call(name, str(missing), *NEEDS.get(name, ()))
     assert failed.exit_code == 2, failed.output
-    assert failed.output == f"error: There is no {READS.get(name, 'recipe')} file at {missing}.\n"
+    expected = f"There is no {READS.get(name, 'recipe')} file at {missing}."
+    if name == "ask":  # what is no image is the question
+        expected = (
+            "No server answers at http://127.0.0.1:9; start one with `stagebeam serve RECIPE`, or "
+            "name another with --url."
+        )
+    assert failed.output == f"error: {expected}\n"
 
 
 def test_arguments_reach_the_job_as_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
