@@ -65,6 +65,7 @@ async def test_a_thousand_questions_while_replicas_are_killed(
     check(await disturbed(tmp_path, 1000, rate=4, every_s=3.0), kills=30)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_real_model_gives_the_same_answers_while_replicas_are_killed(
     cluster: None, tmp_path: Path
