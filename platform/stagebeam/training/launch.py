@@ -1,6 +1,7 @@
 """Training under Ray Train: workers, the stream, checkpoints, restarts and progress.
 
-This file, `reports.py` and `data/stream.py` are where the training plane touches Ray.
+This file and `data/stream.py` are where the training plane touches Ray. No checkpoint is committed
+before the driver has told of the steps that led to it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +24,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from stagebeam.data.ledger import Plan
+from stagebeam.data.ledger import Ledger, Plan
 from stagebeam.data.stream import encoders_beside, ingest_config
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
@@ -28,17 +33,24 @@ from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.checkpoint import (
+    checkpoint_name,
     export,
     read_ledger,
     remove_uncommitted,
     start_step,
+    write_ledger,
 )
 from stagebeam.training.contracts import (
+    EvaluationReport,
     Objective,
     OnRefused,
     Step,
+    StepReport,
+    Take,
 )
-from stagebeam.training.reports import LOSS, Board, Progress, RayReporter, watching
+from stagebeam.training.reports import LOOK_EVERY, Board, Progress, Report, watching
+
+LOSS = "held_out_loss"
 
 
 class Task(Protocol):
@@ -119,7 +131,7 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
         run_config=_run_config(job),
     )
     try:
-        with watching(board, on_report):
+        with watching(lambda seen: ray.get(board.since.remote(seen)), on_report):
             trainer.fit()
         if fault := ray.get(board.fault.remote()):
             raise FloatingPointError(fault)
@@ -204,3 +216,69 @@ def _train(job: Job, board: Any, reporter: RayReporter) -> None:
     steps = task.steps(shard, start, rank, board.refuse.remote)
     run_steps(engine, train, steps, reporter, course)
     export(engine, task.encoder, job.export_folder, job.recipe, train.lora)
+
+
+class RayReporter:
+    """Sends reports to the board and checkpoints to Ray Train."""
+
+    def __init__(self, board: Any, rank: int, plan: Plan) -> None:
+        self._board, self._rank, self._plan = board, rank, plan
+        self._attempt = uuid.uuid4().hex[:6]  # Ray takes rank 0's
+        self._pending: list[Report] = []
+        self._written = threading.Event()
+        self._written.set()
+
+    def step(self, report: StepReport) -> None:
+        self._add(report)
+        if len(self._pending) >= 5:
+            self.flush()
+
+    def evaluation(self, report: EvaluationReport) -> None:
+        self._add(report)
+
+    def _add(self, report: Report) -> None:
+        if self._rank == 0:
+            self._pending.append(report)
+
+    def flush(self) -> Any:
+        """A reference to how many reports the board then has."""
+        added = self._board.add.remote(self._pending)
+        self._pending = []
+        return added
+
+    def _wait_until_told(self, added: Any) -> None:
+        """A run that is continued from a checkpoint never tells of the steps before it again."""
+        count = ray.get(added)
+        while ray.get(self._board.told.remote()) < count:
+            time.sleep(LOOK_EVERY / 5)
+
+    def checkpoint(self, step: int, take: Take, loss: float | None) -> None:
+        """Training waits for the copy out of the device alone; Ray's thread writes it."""
+        added = self.flush()
+        self._written.wait()  # one copy at a time in host memory
+        write = take()
+        self._written.clear()
+        storage = ray.train.get_context().get_storage()
+
+        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                # Straight to where it stays, on storage that every node mounts.
+                folder = Path(storage.build_checkpoint_path_from_name(name))
+                folder.mkdir(parents=True, exist_ok=True)
+                write(folder)
+                if self._rank == 0:
+                    write_ledger(Ledger.after(self._plan, step), folder)
+            finally:
+                self._written.set()
+            self._wait_until_told(added)
+            return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
+
+        # Without a number Ray 2.60 takes a checkpoint for the best of all.
+        score = sys.float_info.max if loss is None else loss
+        ray.train.report(
+            {"step": step, LOSS: score},
+            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
+            checkpoint_dir_name=checkpoint_name(step, self._attempt),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+        )
