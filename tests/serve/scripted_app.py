@@ -20,17 +20,25 @@ PATIENCE_S = 60.0
 
 
 @contextmanager
-def scripted(log: Path, **settings: Any) -> Iterator[str]:
+def scripted(
+    log: Path,
+    *,
+    generators: Autoscaling = TWO,
+    judges: Autoscaling = TWO,
+    candidates: int = 4,
+    **settings: Any,
+) -> Iterator[str]:
+    """Serve engines that write their calls into the folder `log`; yields the base URL."""
     config = ServeConfig(
         port=0,
         model_name="scripted",
-        generator=EngineConfig(model=str(log), scaling=TWO),
-        judge=JudgeConfig(model=str(log), scaling=TWO),
+        generator=EngineConfig(model=str(log), scaling=generators),
+        judge=JudgeConfig(model=str(log), scaling=judges),
         **settings,
     )
     with serving(
         config,
-        SearchConfig(candidates=4, max_new_tokens=32),
+        SearchConfig(candidates=candidates, max_new_tokens=32),
         generator_loader=scripted_engines.load_generator,
         judge_loader=scripted_engines.load_judge,
     ) as url:

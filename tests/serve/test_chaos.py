@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import scripted_engines
 from bad_requests import body
 from real_models import question, write_model
+from scripted_app import scripted
 
 from jobs.benchmarks.serve_chaos import ChaosFigures, chaos
 from jobs.benchmarks.serve_load import arrivals
@@ -18,22 +16,6 @@ from serve.app import serving
 from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
 
 PAIR = Autoscaling(num_cpus=0.25, min_replicas=2, max_replicas=2)
-SCRIPTED = {
-    "generator_loader": scripted_engines.load_generator,
-    "judge_loader": scripted_engines.load_judge,
-}
-
-
-@contextmanager
-def scripted(log: Path) -> Iterator[str]:
-    config = ServeConfig(
-        port=0,
-        model_name="scripted",
-        generator=EngineConfig(model=str(log), scaling=PAIR),
-        judge=JudgeConfig(model=str(log), scaling=PAIR),
-    )
-    with serving(config, SearchConfig(candidates=3, max_new_tokens=32), **SCRIPTED) as url:
-        yield url
 
 
 async def disturbed(log: Path, questions: int, rate: float, every_s: float) -> ChaosFigures:
@@ -41,7 +23,7 @@ async def disturbed(log: Path, questions: int, rate: float, every_s: float) -> C
         body(f"steady question {number}", search={"include_trace": True, "seed": number})
         for number in range(questions)
     ]
-    with scripted(log) as url:
+    with scripted(log, generators=PAIR, judges=PAIR, candidates=3) as url:
         figures = await chaos(url, bodies, arrivals(rate, questions, 0), every_s=every_s, seed=0)
     print(figures)
     return figures

@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import scripted_engines
 from bad_requests import ask, body
-from replicas import calls_in_flight, replica_pids, wait_for_new
+from replicas import calls_in_flight, wait_for_new
+from scripted_app import scripted
+from scripted_engines import SLOW_S
 
-from serve.app import serving
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from jobs.benchmarks.serve_chaos import replica_pids
+from stagebeam.recipe import Autoscaling
 from stagebeam.search.event_json import event_from_json
 from stagebeam.search.events import (
     Answered,
@@ -43,18 +44,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(cluster: None, log: Path) -> Iterator[str]:
-    config = ServeConfig(
-        port=0,
-        model_name="scripted",
-        generator=EngineConfig(model=str(log), scaling=SCALING),
-        judge=JudgeConfig(model=str(log), scaling=SCALING),
-    )
-    with serving(
-        config,
-        SearchConfig(candidates=3, max_new_tokens=32),
-        generator_loader=scripted_engines.load_generator,
-        judge_loader=scripted_engines.load_judge,
-    ) as base_url:
+    with scripted(log, generators=SCALING, judges=SCALING, candidates=3) as base_url:
         yield base_url
 
 
@@ -113,8 +103,8 @@ def test_a_candidate_is_seen_while_its_stage_is_still_being_decided(client: open
         if "event" in (chunk.model_extra or {}):
             event = event_from_json(chunk.model_extra["event"])  # type: ignore[index]
             moments.setdefault(type(event), time.monotonic())
-    assert moments[CandidateFinished] - moments[StageOpened] > scripted_engines.SLOW_S / 2
-    assert moments[StageDecided] - moments[CandidateFinished] > scripted_engines.SLOW_S / 2
+    assert moments[CandidateFinished] - moments[StageOpened] > SLOW_S / 2
+    assert moments[StageDecided] - moments[CandidateFinished] > SLOW_S / 2
 
 
 def test_events_without_a_stream_are_refused(url: str) -> None:
@@ -137,7 +127,7 @@ def test_who_stops_watching_ends_the_search(url: str, log: Path) -> None:
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=request) as reply:
         opened = (line for line in reply.iter_lines() if "stage_opened" in line)
         assert '"visit": 0' in next(opened) and '"visit": 1' in next(opened)
-        time.sleep(scripted_engines.SLOW_S / 2)  # now the second stage is being written
+        time.sleep(SLOW_S / 2)  # now the second stage is being written
     time.sleep(2.5)
     notes = [path.name.split("-")[0] for path in set(log.iterdir()) - before]
     assert (notes.count("cancelled"), notes.count("started")) == (1, 3)

@@ -19,17 +19,14 @@ import ray
 import scripted_engines
 from bad_requests import BAD_REQUESTS, ask, body, data_url
 from local_app import LIMITS
-from replicas import calls_in_flight, replica_pids, wait_for_new
+from replicas import calls_in_flight, wait_for_new
+from scripted_app import scripted
 
-from serve.app import serving
+from jobs.benchmarks.serve_chaos import replica_pids
 from serve.handles import HandleGenerator
 from stagebeam.inference.types import Candidate, GenerateRequest, Prompt, Sampling
 from stagebeam.recipe import (
     Autoscaling,
-    EngineConfig,
-    JudgeConfig,
-    SearchConfig,
-    ServeConfig,
 )
 from stagebeam.records import Message
 from stagebeam.search.trace import Trace
@@ -44,21 +41,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(cluster: None, log: Path) -> Iterator[str]:
-    config = ServeConfig(
-        port=0,
-        model_name="scripted",
-        generator=EngineConfig(
-            model=str(log), scaling=Autoscaling(num_cpus=0.25, min_replicas=2, max_replicas=2)
-        ),
-        judge=JudgeConfig(model=str(log), scaling=SCALING),
-        limits=LIMITS,
-    )
-    with serving(
-        config,
-        SearchConfig(candidates=3, max_new_tokens=32),
-        generator_loader=scripted_engines.load_generator,
-        judge_loader=scripted_engines.load_judge,
-    ) as base_url:
+    pair = Autoscaling(num_cpus=0.25, min_replicas=2, max_replicas=2)
+    with scripted(log, generators=pair, judges=SCALING, candidates=3, limits=LIMITS) as base_url:
         yield base_url
 
 

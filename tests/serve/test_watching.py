@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 import ray
-import scripted_engines
 from bad_requests import ask, body, data_url
+from own_cluster import own_cluster
+from scripted_app import scripted
 
 from jobs.benchmarks.serve_chaos import replica_pids
-from serve.app import serving
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "cluster" / "grafana" / "stagebeam.json"
@@ -30,31 +30,12 @@ SCALING = Autoscaling(num_cpus=0.25)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    path = [str(ROOT / "platform"), str(ROOT), str(Path(__file__).parent)]
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}},
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
     log = tmp_path_factory.mktemp("engine-log")
-    config = ServeConfig(
-        port=0,
-        model_name="scripted",
-        generator=EngineConfig(model=str(log), scaling=SCALING),
-        judge=JudgeConfig(model=str(log), scaling=SCALING),
-    )
-    with serving(
-        config,
-        SearchConfig(candidates=3, max_new_tokens=32),
-        generator_loader=scripted_engines.load_generator,
-        judge_loader=scripted_engines.load_judge,
-    ) as base:
+    with (
+        own_cluster(_system_config={"metrics_report_interval_ms": 1000}),
+        scripted(log, generators=SCALING, judges=SCALING, candidates=3) as base,
+    ):
         yield base
-    ray.shutdown()
 
 
 def post(url: str, request: dict[str, Any]) -> httpx.Response:
