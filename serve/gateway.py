@@ -51,7 +51,9 @@ HEALTH_TIMEOUT_S = 10.0
 class Searcher(Protocol):
     """What the interface needs: `HandleSearcher` in service."""
 
-    def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]: ...
+    def search(
+        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+    ) -> AsyncGenerator[Event]: ...
 
     async def fingerprints(self) -> tuple[str, str]: ...
 
@@ -76,7 +78,7 @@ class Chat:
             raise no_model(chat.model, self._config.model_name)
         settings = to_settings(chat, self._defaults, limits)
         prompt = await to_prompt(chat, limits, self._fetcher)
-        found = self._searcher.search(prompt, settings)
+        found = self._searcher.search(prompt, settings, watched=bool(chat.stream))
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         if not chat.stream:
             return JSONResponse(await self._whole(chat, reply_id, found))

@@ -111,8 +111,11 @@ class HandleSearcher:
         self._search = handle.options(method_name="search", stream=True)
         self._fingerprints = handle.options(method_name="fingerprints")
 
-    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
+    async def search(
+        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+    ) -> AsyncGenerator[Event]:
         """What happens, as it happens, the trace last; after a retry `Restarted`, and all anew.
+        Unless `watched`, the trace alone.
 
         Raises RefusedError where an engine refuses the question.
         """
@@ -121,7 +124,7 @@ class HandleSearcher:
         def call() -> Any:
             nonlocal calls
             calls += 1
-            return self._search.remote(prompt, settings)
+            return self._search.remote(prompt, settings, watched)
 
         items = _retried("searcher", call)
         try:

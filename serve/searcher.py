@@ -76,8 +76,11 @@ class Searcher:
         self._draining = True
         return self._under_way
 
-    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncIterator[Event]:
-        """What happens, as it happens; last `Answered` with the whole trace.
+    async def search(
+        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+    ) -> AsyncIterator[Event]:
+        """What happens, as it happens; last `Answered` with the whole trace. Unless `watched`, that
+        alone: fifty more items on the way to the gateway are felt in an answer's time.
 
         Raises RefusedError where an engine refuses the question, or cannot search as asked, and
         DrainingError where the server is being stopped.
@@ -101,7 +104,9 @@ class Searcher:
                     async for event in stream:
                         if isinstance(event, Answered):
                             account.trace = event.trace
-                        yield event
+                            yield event
+                        elif watched:
+                            yield event
             except UnfitError as error:
                 raise RefusedError(str(error)) from None
 

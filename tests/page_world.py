@@ -126,7 +126,9 @@ class World:
             Usage(judge_tokens=180 * len(margins), judge_calls=1, sequential_passes=1),
         )
 
-    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
+    async def search(
+        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+    ) -> AsyncGenerator[Event]:
         self.questions.append(prompt)
         self.settings.append(settings)
         ids = {"generator_id": "balls-1", "judge_id": "judge-1"}

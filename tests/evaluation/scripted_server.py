@@ -38,7 +38,9 @@ class WorldSearcher:
     most_running: int = 0
     _calls: Counter[Prompt] = field(default_factory=Counter)
 
-    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
+    async def search(
+        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+    ) -> AsyncGenerator[Event]:
         self.asked.append((prompt, settings))
         self._calls[prompt] += 1
         if self._calls[prompt] <= self.outages:

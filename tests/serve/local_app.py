@@ -62,7 +62,9 @@ class LocalSearcher:
     async def fingerprints(self) -> tuple[str, str]:
         return self._generator.fingerprint, self._judge.fingerprint
 
-    async def search(self, prompt: Prompt, settings: SearchSettings) -> AsyncGenerator[Event]:
+    async def search(
+        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+    ) -> AsyncGenerator[Event]:
         self.prompts.append(prompt)
         self.running += 1
         stream = events(

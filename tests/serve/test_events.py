@@ -14,13 +14,18 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import ray
 from bad_requests import ask, body
 from replicas import calls_in_flight, wait_for_new
 from scripted_app import scripted
 from scripted_engines import SLOW_S
 
 from jobs.benchmarks.serve_chaos import replica_pids
+from serve.handles import HandleSearcher
+from stagebeam.inference.types import Prompt
 from stagebeam.recipe import Autoscaling
+from stagebeam.records import Message
+from stagebeam.search import SearchSettings
 from stagebeam.search.event_json import event_from_json
 from stagebeam.search.events import (
     Answered,
@@ -67,6 +72,15 @@ def watch(client: openai.OpenAI, question: str, **search: Any) -> tuple[list[Any
     events = [chunk.model_extra["event"] for chunk in chunks if "event" in chunk.model_extra]
     assert all(not chunk.choices for chunk in chunks if "event" in chunk.model_extra)
     return [chunk for chunk in chunks if chunk.choices], list(map(event_from_json, events))
+
+
+async def test_nothing_but_the_answer_comes_to_a_gateway_whose_client_does_not_watch(
+    url: str,
+) -> None:
+    searcher = HandleSearcher(ray.serve.get_deployment_handle("searcher", "stagebeam"))
+    prompt = Prompt((Message("user", "Unwatched?"),), ())
+    told = [e async for e in searcher.search(prompt, SearchSettings(candidates=3), watched=False)]
+    assert [type(event) for event in told] == [Answered]
 
 
 @pytest.mark.parametrize("method", ["greedy", "best_of_n", "sentence_beam", "stage_beam"])
