@@ -82,7 +82,8 @@ def build_app(
     traces = _deployed(KeptTraces, traces_options(config)).bind() if several else None
     gateways = _deployed(serve.ingress()(Gateway), gateway_options(config))
     keys = load_keys(config.keys)  # here: replicas may run where the variables are not set
-    return gateways.bind(config, _readable_anywhere(search), searcher, traces, keys)
+    engines = generator, judge
+    return gateways.bind(config, _readable_anywhere(search), searcher, engines, traces, keys)
 
 
 def _deployed(replica: type, options: dict[str, Any]) -> serve.Deployment:

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from serve import logs
 from serve.errors import ApiError, as_api_error
 from serve.front import QUESTIONS, Front
-from serve.handles import HandleSearcher
+from serve.handles import HandleEngines, HandleSearcher
 from serve.keys import Key, KeyRing
 from serve.openapi import document, question_body, replies
 from serve.pages import add_page
@@ -45,17 +45,24 @@ from stagebeam.search import SearchSettings
 from stagebeam.search.events import Answered, Event, StageDecided
 from stagebeam.search.trace import Trace
 
+# How long the searcher may take to say who its models are before they are asked themselves, and how
+# long these may take.
+QUEUE_TIMEOUT_S = 2.0
 HEALTH_TIMEOUT_S = 10.0
 
 
-class Searcher(Protocol):
+class Engines(Protocol):
+    """What there is to know of the models: `HandleEngines` in service."""
+
+    async def fingerprints(self) -> tuple[str, str]: ...
+
+
+class Searcher(Engines, Protocol):
     """What the interface needs: `HandleSearcher` in service."""
 
     def search(
         self, prompt: Prompt, settings: SearchSettings, watched: bool = True
     ) -> AsyncGenerator[Event]: ...
-
-    async def fingerprints(self) -> tuple[str, str]: ...
 
 
 class Chat:
@@ -150,10 +157,12 @@ def http_app(
     traces: TraceStore | None = None,
     keys: tuple[Key, ...] | None = None,
     *,
+    engines: Engines | None = None,
     tell_request_id: bool = True,
 ) -> FastAPI:
     """The routes. Every error has OpenAI's shape, whatever raised it. Without `keys` whoever asks
-    may; Serve's proxy adds the request's id itself."""
+    may; `engines` are asked for their health past the searcher's queue, where there is one; Serve's
+    proxy adds the request's id itself."""
     app = FastAPI(title=config.model_name, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(
         Front,
@@ -162,7 +171,7 @@ def http_app(
         tell_request_id=tell_request_id,
     )
     chat = Chat(config, defaults, searcher, traces or TraceStore())
-    pulse = Pulse(searcher)
+    pulse = Pulse(searcher, engines or searcher)
     card = ModelCard(id=config.model_name, created=int(time.time()))
 
     @app.exception_handler(HTTPException)
@@ -235,28 +244,26 @@ def http_app(
 class Pulse:
     """Whether generator and judge answer."""
 
-    def __init__(self, searcher: Searcher) -> None:
-        self._searcher = searcher
-        self._last: Health | None = None
+    def __init__(self, searcher: Searcher, engines: Engines) -> None:
+        self._searcher, self._engines = searcher, engines
 
     async def health(self) -> Health:
         """Raises whatever keeps the models from answering; ApiError 503 where nothing comes back.
 
-        A searcher that turns a call away because of its many questions is alive.
+        A searcher that turns a call away because of its many questions, or lets it wait behind
+        them, is busy: then the models themselves are asked.
         """
         try:
-            generator, judge = await asyncio.wait_for(
-                self._searcher.fingerprints(), HEALTH_TIMEOUT_S
-            )
+            found = await asyncio.wait_for(self._searcher.fingerprints(), QUEUE_TIMEOUT_S)
+            return Health(generator=found[0], judge=found[1])
+        except (TimeoutError, BackPressureError):
+            pass
+        try:
+            found = await asyncio.wait_for(self._engines.fingerprints(), HEALTH_TIMEOUT_S)
         except TimeoutError:
             message = "A model replica does not answer."
             raise ApiError(503, message, code="unavailable") from None
-        except BackPressureError:
-            if self._last is None:
-                raise
-            return self._last.model_copy(update={"status": "busy"})
-        self._last = Health(generator=generator, judge=judge)
-        return self._last
+        return Health(status="busy", generator=found[0], judge=found[1])
 
 
 def no_model(asked: str, there: str) -> ApiError:
@@ -278,11 +285,13 @@ class Gateway:
         config: ServeConfig,
         defaults: SearchConfig,
         searcher: DeploymentHandle,
+        engines: tuple[DeploymentHandle, DeploymentHandle | None],
         traces: DeploymentHandle | None = None,
         keys: tuple[Key, ...] | None = None,
     ) -> None:
         logs.set_up()
         self._parts = config, defaults, HandleSearcher(searcher), TraceStore(traces), keys
+        self._engines = HandleEngines(*engines)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(*self._parts, tell_request_id=False)
+        return http_app(*self._parts, engines=self._engines, tell_request_id=False)

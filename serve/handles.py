@@ -104,6 +104,20 @@ class HandleJudge:
         return judgement
 
 
+class HandleEngines:
+    """The generator and judge deployments, asked who they are; generators may judge too."""
+
+    def __init__(self, generator: DeploymentHandle, judge: DeploymentHandle | None) -> None:
+        self._generator, self._judge = generator, judge or generator
+
+    async def fingerprints(self) -> tuple[str, str]:
+        """The generator's and the judge's, of live replicas."""
+        generator, judge = await asyncio.gather(
+            self._generator.fingerprint.remote(), self._judge.judge_fingerprint.remote()
+        )
+        return generator, judge
+
+
 class HandleSearcher:
     """The searcher deployment, as the gateway calls it."""
 

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve import live, logs, meters
 from serve.counting import Ticket
-from serve.handles import DrainingError, HandleGenerator, HandleJudge, RefusedError
+from serve.handles import DrainingError, HandleEngines, HandleGenerator, HandleJudge, RefusedError
 from serve.placement import DividedGenerator, DividedJudge, Placement, parts_of
 from stagebeam.inference.types import Prompt
 from stagebeam.recipe import JudgeConfig
@@ -50,6 +50,7 @@ class Searcher:
         judging: JudgeConfig | None = None,
     ) -> None:
         self._generator, self._judge = generator, judge or generator
+        self._engines = HandleEngines(generator, judge)
         self._placement = placement
         # Where generators judge, image and prefix lie ready on one replica alone.
         divisible = judge is not None and judging is not None and judging.kind in _PAIRWISE
@@ -66,10 +67,7 @@ class Searcher:
         """
         if self._draining:
             raise DrainingError("The server is being stopped.")
-        generator, judge = await asyncio.gather(
-            self._generator.fingerprint.remote(), self._judge.judge_fingerprint.remote()
-        )
-        return generator, judge
+        return await self._engines.fingerprints()
 
     async def drain(self) -> int:
         """Take no more searches; how many are still under way."""

@@ -115,21 +115,27 @@ async def test_who_leaves_ends_the_work_of_the_server(
     url: str, engine: OpenAIEngine, drawn: tuple[str, Path]
 ) -> None:
     asked = request(drawn, seeds=tuple(range(8)), temperature=1.0, tokens=400)
+    before, started = await _tokens_made(url), time.perf_counter()
+    await answers(engine, asked)
+    whole, seconds = await _tokens_made(url) - before, time.perf_counter() - started
     call = asyncio.create_task(answers(engine, asked))
-    await _until(url, busy=True)
+    await asyncio.sleep(seconds / 4)
     call.cancel()
-    await _until(url, busy=False)
+    left = await _tokens_made(url) - before - whole
+    assert 0 < left < whole, "the same seeds would have come to as many tokens again"
 
 
-async def _until(url: str, *, busy: bool) -> None:
-    """Until the server says that it runs requests, or that it runs none."""
-    async with asyncio.timeout(60), httpx.AsyncClient() as client:
+async def _tokens_made(url: str) -> float:
+    """By the server since it started; waits until it makes no more."""
+    made = -1.0
+    async with asyncio.timeout(120), httpx.AsyncClient(timeout=60) as client:
         while True:
             metrics = (await client.get(url.replace("/v1", "/metrics"))).text
-            lines = [line for line in metrics.splitlines() if "num_requests_running{" in line]
-            if (sum(float(line.split()[-1]) for line in lines) > 0) is busy:
-                return
-            await asyncio.sleep(0.05)
+            lines = [line for line in metrics.splitlines() if "generation_tokens_total{" in line]
+            before, made = made, sum(float(line.split()[-1]) for line in lines)
+            if made == before:
+                return made
+            await asyncio.sleep(2)
 
 
 async def test_a_remote_judge_reads_the_log_probabilities(

@@ -96,10 +96,11 @@ def app_of(
     searcher: LocalSearcher | None = None,
     keys: tuple[Key, ...] | None = None,
     keys_config: KeysConfig | None = None,
+    engines: LocalSearcher | None = None,
     **fields: Any,
 ) -> FastAPI:
     config = config_of(keys=keys_config, **fields)
-    return http_app(config, DEFAULTS, searcher or LocalSearcher(), keys=keys)
+    return http_app(config, DEFAULTS, searcher or LocalSearcher(), keys=keys, engines=engines)
 
 
 @contextmanager

@@ -26,15 +26,11 @@ class Ailing(LocalSearcher):
         return await super().fingerprints()
 
 
-async def asked(searcher: LocalSearcher, *, first: bool = False) -> httpx.Response:
-    app = app_of(searcher)
+async def asked(searcher: LocalSearcher, engines: LocalSearcher | None = None) -> httpx.Response:
+    app = app_of(searcher, engines=engines)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://gate"
     ) as client:
-        if first:
-            ails, searcher.ails = searcher.ails, None  # type: ignore[attr-defined]
-            assert (await client.get("/healthz")).json() == {"status": "ok", **MODELS}
-            searcher.ails = ails  # type: ignore[attr-defined]
         assert (await client.get("/livez")).json() == {"status": "ok"}
         return await client.get("/healthz")
 
@@ -44,12 +40,13 @@ async def asked(searcher: LocalSearcher, *, first: bool = False) -> httpx.Respon
     [
         (RayActorError(), "A model replica is down; try again later."),
         (0.5, "A model replica does not answer."),
-        (BackPressureError(1, 1), "The server is busy; try again later."),  # never seen well
+        (BackPressureError(1, 1), "The server is busy; try again later."),  # the models too
     ],
 )
 async def test_models_that_do_not_answer_are_no_health_and_no_death(
     ails: Exception | float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("serve.gateway.QUEUE_TIMEOUT_S", 0.1)
     monkeypatch.setattr("serve.gateway.HEALTH_TIMEOUT_S", 0.1)
     searcher = Ailing()
     searcher.ails = ails
@@ -58,8 +55,12 @@ async def test_models_that_do_not_answer_are_no_health_and_no_death(
     assert reply.headers["retry-after"] == "5"
 
 
-async def test_a_server_that_turns_questions_away_is_busy_and_not_ill() -> None:
+@pytest.mark.parametrize("ails", [BackPressureError(8, 8), 0.5])
+async def test_a_server_with_many_questions_is_busy_and_not_ill(
+    ails: Exception | float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.gateway.QUEUE_TIMEOUT_S", 0.1)
     searcher = Ailing()
-    searcher.ails = BackPressureError(8, 8)
-    reply = await asked(searcher, first=True)
+    searcher.ails = ails
+    reply = await asked(searcher, engines=LocalSearcher())
     assert (reply.status_code, reply.json()) == (200, {"status": "busy", **MODELS})
