@@ -110,7 +110,7 @@ async def test_a_failed_call_is_counted_and_asked_again_the_next_time(tmp_path: 
 
     grader, path = Grader(says), tmp_path / "replies.jsonl"
     with grading(grader) as url:
-        first = await review(review_config(url), path, rows_of(4))
+        first = await review(review_config(url), path, rows_of(4), "strict")
         assert len(grader.requests) == 5  # the 500 was tried twice
         told = counts(first)
         assert (told["calls"], told["unread"], told["failed"]) == (4, 0, 2)
@@ -118,7 +118,7 @@ async def test_a_failed_call_is_counted_and_asked_again_the_next_time(tmp_path: 
         assert any("failed 2 times, the last time with: 500" in why for why in told["failures"])
         assert [r.outcome for r in first[1:3]] == [Outcome(None, 0.0)] * 2
         broken.clear()
-        second = await review(review_config(url), path, rows_of(4))
+        second = await review(review_config(url), path, rows_of(4), "strict")
     assert len(grader.requests) == 7 and counts(second)["failed"] == 0
     assert [r.outcome.score for r in second] == [0.5] * 4
 
