@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stagebeam.annotate_config import AnnotateConfig
-from stagebeam.endpoint_config import EngineServer
+from stagebeam.endpoint_config import EngineServer, ServerConfig
 from stagebeam.gateway_config import ImagesConfig, KeysConfig
 from stagebeam.schema import Candidates, Method, PositiveInt, Section, Tournament
 from stagebeam.source_config import Source
@@ -327,6 +327,33 @@ class SearchConfig(Section):
         return self
 
 
+class ReviewConfig(ServerConfig):
+    """A judge model behind an OpenAI-compatible server, which grades answers to benchmarks."""
+
+    model: str = Field(min_length=1, description="Name of the model at the server.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
+    max_tokens: PositiveInt = Field(
+        1024, description="Longest reply, tokens; raise it for a model that thinks first."
+    )
+    concurrency: PositiveInt = Field(8, description="Calls in flight.")
+    extra: dict[str, Any] = Field(
+        {},
+        description="Further keys of every request, such as `{search: {method: greedy}}` for an "
+        "endpoint of this project.",
+    )
+
+    @property
+    def as_engine(self) -> EngineConfig:
+        """The same model and server as an engine section names them."""
+        server = {name: getattr(self, name) for name in ServerConfig.model_fields}
+        return EngineConfig(
+            engine="openai",
+            model=self.model,
+            server=EngineServer(**server),
+            scaling=Autoscaling(max_batch_rows=self.concurrency),
+        )
+
+
 class BenchmarkSet(Section):
     """Public benchmarks to ask too (docs/evaluation.md)."""
 
@@ -337,6 +364,9 @@ class BenchmarkSet(Section):
         description="Read replies as published figures do, or the conclusion alone.",
     )
     rows: PositiveInt | None = Field(None, description="Rows of each, from the start; None: all.")
+    review: ReviewConfig | None = Field(
+        None, description="Who grades replies to MMVet and LLaVA-Bench and extracts MathVista's."
+    )
 
 
 class EvaluationConfig(Section):
