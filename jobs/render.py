@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 import yaml
@@ -22,16 +21,9 @@ from stagebeam.cluster.pods import RECIPE_PATH
 from stagebeam.cluster.ray_up import ray_up
 from stagebeam.recipe import load_recipe
 
-
-class What(StrEnum):
-    """What is rendered."""
-
-    CLUSTER = "cluster"
-    PREPARE = "prepare"
-    ANNOTATE = "annotate"
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    SERVE = "serve"
+# The work of a recipe, or a standing cluster for all of it.
+What = Literal["cluster", "prepare", "annotate", "train", "evaluate", "serve"]
+WHAT: tuple[What, ...] = get_args(What)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -58,21 +50,20 @@ def render(
     """
     loaded, found = load_recipe(recipe), load_cluster(cluster)
     if not isinstance(found, KubernetesCluster):
-        if what is not What.CLUSTER:
+        if what != "cluster":
             raise ValueError(
                 f"{cluster} is for `ray up`, which starts a cluster and no job: render "
                 "--what cluster, then use `ray job submit`."
             )
         return [ray_up(loaded, found)]
-    match what:
-        case What.CLUSTER:
-            return ray_cluster(loaded, found)
-        case What.SERVE:
-            # imported here: Ray Serve takes its seconds
-            from serve.deploy_config import deploy_config
+    if what == "cluster":
+        return ray_cluster(loaded, found)
+    if what == "serve":
+        # imported here: Ray Serve takes its seconds
+        from serve.deploy_config import deploy_config
 
-            return ray_service(loaded, found, deploy_config(loaded, RECIPE_PATH))
-    return ray_job(what.value, loaded, found, *flags)
+        return ray_service(loaded, found, deploy_config(loaded, RECIPE_PATH))
+    return ray_job(what, loaded, found, *flags)
 
 
 def written(
@@ -81,7 +72,7 @@ def written(
     """The file's text, which begins with the command that makes it. Raises ValueError as `render`
     does."""
     flags = () if url is None else ("--url", url)
-    command = ["stagebeam", "render", str(recipe), "--what", what.value, "--cluster", str(cluster)]
+    command = ["stagebeam", "render", str(recipe), "--what", what, "--cluster", str(cluster)]
     command += [*flags, *(() if output is None else ("--output", str(output)))]
     documents = render(recipe, cluster, what, flags)
     made = f"# Made by: {shlex.join(command)}\n"
@@ -102,7 +93,7 @@ def main(
     """Write what a cluster needs to run a recipe."""
 
     def job() -> None:
-        if url is not None and what is not What.EVALUATE:
+        if url is not None and what != "evaluate":
             raise ValueError("--url is for --what evaluate.")
         text = written(recipe, cluster, what, output, url)
         if output is None:

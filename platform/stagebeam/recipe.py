@@ -422,9 +422,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raise ValueError(f"The recipe {path} is wrong: {describe(error)}.") from None
 
 
-def read_settings(
-    path: Path, what: str = "recipe", above: tuple[Path, ...] = ()
-) -> dict[str, Any]:
+def read_settings(path: Path, what: str = "recipe", above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's settings over those of the file that it extends; `above` are those that extend it.
 
     Raises ValueError with one sentence where there is no such file or it is no YAML mapping.

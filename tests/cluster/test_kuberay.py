@@ -17,7 +17,7 @@ from tried import GOLDEN, ROOT, kubernetes, recipe
 from typer.testing import CliRunner
 
 from jobs.cli import main as cli
-from jobs.render import What, render, written
+from jobs.render import WHAT, render, written
 from serve.deploy_config import deploy_config
 from stagebeam.cluster.demands import WANDB_KEY
 from stagebeam.cluster.kuberay import name_of, ray_cluster, ray_job, ray_service
@@ -60,7 +60,8 @@ def variables(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("file", MADE, ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_a_file_is_what_its_first_line_makes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a wanted change, run those lines: `grep -rh '^# Made by' ... | cut -c12- | sh`."""
+    """After a wanted change, run those lines: `grep -rh '^# Made by: ' cluster tests/cluster |
+    cut -c12- | sh`."""
     monkeypatch.chdir(ROOT)
     text = file.read_text(encoding="utf-8")
     said, words = text.splitlines()[0].split(": ", 1)
@@ -69,9 +70,9 @@ def test_a_file_is_what_its_first_line_makes(file: Path, monkeypatch: pytest.Mon
     assert given[:2] == ["stagebeam", "render"]
     options = dict(zip(given[3::2], given[4::2], strict=True))
     assert options["--output"] == str(file.relative_to(ROOT))
-    what, url = What(options["--what"]), options.get("--url")
-    output = Path(options["--output"])
-    assert written(Path(given[2]), Path(options["--cluster"]), what, output, url) == text
+    (what,) = (each for each in WHAT if each == options["--what"])
+    cluster, output = Path(options["--cluster"]), Path(options["--output"])
+    assert written(Path(given[2]), cluster, what, output, options.get("--url")) == text
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -235,7 +236,7 @@ def test_no_pod_runs_as_root_or_may_become_it() -> None:
 
 
 def test_the_head_takes_no_work() -> None:
-    for what in (What.CLUSTER, What.TRAIN, What.SERVE):
+    for what in WHAT:
         documents = render(GOLDEN / "given-recipe.yaml", GOLDEN / "given-cluster.yaml", what)
         head = cluster_of(ray_object(documents))["headGroupSpec"]
         assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
@@ -300,6 +301,7 @@ def test_names_are_what_kuberay_takes(name: str, made: str) -> None:
     assert found.startswith(made) and len(found) <= 47
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_broken_recipe_is_one_sentence(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("name: x\nmodel: {path: m}\ndata: {shard: /data}\n")

@@ -1,7 +1,8 @@
 """KubeRay's objects of a recipe: RayCluster, RayJob, RayService, and what they refer to.
 
 The recipe goes along in a ConfigMap that is named by its content: pods read what they were rendered
-for, and for a RayService with another recipe KubeRay starts a second cluster beside the first. Needs KubeRay 1.6 (`authOptions.secretName`).
+for, and for a RayService with another recipe KubeRay starts a second cluster beside the first.
+Needs KubeRay 1.6 (`authOptions.secretName`).
 """
 
 from __future__ import annotations

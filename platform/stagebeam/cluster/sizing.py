@@ -174,13 +174,19 @@ def _serving(recipe: Recipe, machines: Machines) -> Iterable[Group]:
     for name, engine in engines(serve).items():
         if engine.gpus:
             yield _replicas(name, engine, machines)
+        elif engine.scaling.num_cpus > machines.cpu.cpus:
+            raise ValueError(
+                f"serve.{name}.scaling.num_cpus {engine.scaling.num_cpus:g} is more than the "
+                f"{machines.cpu.cpus} cores of a worker."
+            )
         else:
             light.append(engine.scaling)
-    traces = serve.gateway.num_cpus if serve.gateway.max_replicas > 1 else 0.0
-    least = traces + sum(s.min_replicas * s.num_cpus for s in light)
-    most = traces + sum(s.max_replicas * s.num_cpus for s in light)
+    # kept traces have a replica of their own beside several gateways
+    traces = [serve.gateway.num_cpus] if serve.gateway.max_replicas > 1 else []
+    least = traces + [s.num_cpus for s in light for _ in range(s.min_replicas)]
+    most = traces + [s.num_cpus for s in light for _ in range(s.max_replicas)]
     cores = machines.cpu.cpus
-    yield _cpu(machines, max(1, math.ceil(least / cores)), max(1, math.ceil(most / cores)))
+    yield _cpu(machines, max(1, _packed(least, cores)), max(1, _packed(most, cores)))
 
 
 def engines(serve: ServeConfig) -> dict[str, EngineConfig]:
@@ -235,16 +241,19 @@ def _section(recipe: Recipe, name: str) -> None:
 
 
 def machines_with_gpus(found: Iterable[Group], a_machine: int) -> int:
-    """How many machines of so many GPUs hold these groups: the largest workers first, each where
-    there is room."""
-    free: list[int] = []
-    for group in sorted(found, key=lambda group: -group.gpus):
-        for _ in range(group.most if group.gpus else 0):
-            place = next((i for i, left in enumerate(free) if left >= group.gpus), None)
-            if place is None:
-                free.append(a_machine)
-                place = -1
-            free[place] -= group.gpus
+    """How many machines of so many GPUs hold these groups."""
+    return _packed([g.gpus for g in found if g.gpus for _ in range(g.most)], a_machine)
+
+
+def _packed(sizes: Iterable[float], room: float) -> int:
+    """How many places of this room hold all: the largest first, each where there is room left."""
+    free: list[float] = []
+    for size in sorted(sizes, reverse=True):
+        place = next((i for i, left in enumerate(free) if left >= size - 1e-6), None)
+        if place is None:
+            free.append(room - size)
+        else:
+            free[place] -= size
     return len(free)
 
 
