@@ -43,6 +43,11 @@ def _common(cluster: Reached) -> dict[str, Any]:
     if cluster.ssh_key is not None:
         auth["ssh_private_key"] = cluster.ssh_key
     options = ["--ulimit nofile=65536:65536", "--ulimit memlock=-1:-1"]
+    # what NVIDIA's runtime looks for, where Ray finds it; the image itself asks for no GPU
+    options += [
+        "--env NVIDIA_VISIBLE_DEVICES=all",
+        "--env NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+    ]
     options += [f"--env {name}={value}" for name, value in cluster.environment.items()]
     if cluster.env_file is not None:
         options.append(f"--env-file {cluster.env_file}")
