@@ -195,6 +195,21 @@ def test_a_services_pods_outlive_the_answers_under_way() -> None:
     assert {p["template"]["spec"]["terminationGracePeriodSeconds"] for p in pods} == {360}
 
 
+def test_serve_takes_the_config_that_goes_along() -> None:
+    """KubeRay hands it to Serve as it is."""
+    from ray.serve.schema import ServeDeploySchema
+
+    taken = ServeDeploySchema.model_validate(
+        yaml.safe_load(service(recipe())["spec"]["serveConfigV2"])
+    )
+    (application,) = taken.applications
+    assert application.args == {"recipe": RECIPE_PATH}
+    spec = cluster_of(service(recipe()))
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        ports = group["template"]["spec"]["containers"][0]["ports"]
+        assert {"name": "serve", "containerPort": taken.http_options.port} in ports
+
+
 def test_keys_are_named_and_never_held() -> None:
     serve = {**recipe().model_dump(mode="json")["serve"], "keys": {"env": ["OUR_KEY"]}}
     tried = recipe(serve=serve)
