@@ -113,6 +113,7 @@ def test_every_setting_says_what_it_is(kind: type[BaseModel]) -> None:
         ({"service": {"upgrade": "NewClusterWithIncrementalUpgrade"}}, "needs incremental"),
         ({"keys_secret": None}, "secret_environment needs keys_secret"),
         ({"token_auth": False, "token_secret": "t"}, "token_secret needs token_auth"),
+        ({"jobs": {"driver_cpus": 9}}, "jobs.driver_cpus is more than cpu.cpus"),
         ({"gpu": {"gpus": 0}}, "'gpu.gpus'"),
         ({"namespace": "Upper"}, "'namespace'"),
     ],

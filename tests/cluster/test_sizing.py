@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tried import kubernetes, recipe
 
 from stagebeam.cluster.demands import check_paths
@@ -68,6 +70,34 @@ def test_encoders_and_the_driver_have_room_beside_the_ranks() -> None:
     assert (ranks.name, beside.name, beside.least, beside.most) == ("train", "cpu", 1, 1)
     (alone,) = trains(cpus_per_worker=6)
     assert alone.name == "train"
+
+
+def test_a_driver_is_not_divided_over_what_is_left_on_several_workers() -> None:
+    """Half a core is left on each of two workers: enough in sum, and no room for a whole one."""
+    settings = {"num_workers": 16, "cpus_per_worker": 7.9375, "encoders": 1}
+    ranks, beside = trains(global_batch_size=16, **settings)
+    assert (ranks.most, ranks.cpus, beside.name, beside.most) == (2, 64, "cpu", 1)
+
+
+@given(
+    ranks=st.integers(1, 16),
+    cores=st.floats(0.5, 12),
+    encoders=st.none() | st.integers(1, 40),
+    use_gpu=st.booleans(),
+)
+def test_whatever_is_accepted_has_room_for_every_process(
+    ranks: int, cores: float, encoders: int | None, use_gpu: bool
+) -> None:
+    settings = {"num_workers": ranks, "cpus_per_worker": cores, "encoders": encoders}
+    try:
+        found = trains(global_batch_size=ranks, use_gpu=use_gpu, **settings)
+    except ValueError as refusal:
+        assert str(refusal).endswith(".") and "\n" not in str(refusal)
+        return
+    assert all(group.least == group.most for group in found)
+    assert sum(group.gpus * group.most for group in found) == (ranks if use_gpu else 0)
+    needed = ranks * cores + 1 + 0.5 * (encoders or 2 * ranks)
+    assert sum(group.cpus * group.most for group in found) >= needed - 1e-3
 
 
 def test_ranks_without_gpus_share_workers_with_their_encoders() -> None:

@@ -270,6 +270,8 @@ class KubernetesCluster(Base):
             raise ValueError("an upgrade in steps needs the autoscaler")
         if self.secret_environment and self.keys_secret is None:
             raise ValueError("secret_environment needs keys_secret")
+        if self.jobs.driver_cpus > self.cpu.cpus:
+            raise ValueError("jobs.driver_cpus is more than cpu.cpus")
         if self.token_secret is not None and not self.token_auth:
             raise ValueError("token_secret needs token_auth")
         return self

@@ -7,7 +7,7 @@ says what one machine has and how many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
@@ -116,33 +116,29 @@ def _cpu(machines: Machines, least: int, most: int) -> Group:
 
 
 def _training(recipe: Recipe, machines: Machines) -> Iterable[Group]:
-    """All ranks at once or none, so `least` is `most`; and room for the driver and the encoders
-    where the ranks' workers have none to spare."""
+    """All ranks at once or none, so `least` is `most`; and workers for the driver and the encoders
+    where the ranks' workers have no room for them."""
     train = recipe.train
     if train is None:
         raise ValueError(f"The recipe '{recipe.name}' has no train section.")
-    beside = machines.driver_cpus + ENCODER_CPUS * (
-        train.encoders or ENCODERS_A_RANK * train.num_workers
-    )
+    encoders = train.encoders or ENCODERS_A_RANK * train.num_workers
+    beside = [float(machines.driver_cpus), *[ENCODER_CPUS] * encoders]
+    cores = machines.cpu.cpus
     if train.use_gpu:
         ranks = _gpu_ranks(train, machines)
         yield ranks
-        beside -= ranks.most * ranks.cpus - train.num_workers * train.cpus_per_worker
-    else:
-        a_worker = int(machines.cpu.cpus / train.cpus_per_worker)
-        if a_worker == 0:
-            raise ValueError(
-                f"train.cpus_per_worker {train.cpus_per_worker:g} is more than the "
-                f"{machines.cpu.cpus} cores of a worker."
-            )
-        full = math.ceil(train.num_workers / a_worker)
-        beside += train.num_workers * train.cpus_per_worker - full * machines.cpu.cpus
-        more = max(0, math.ceil(beside / machines.cpu.cpus))
-        yield _cpu(machines, full + more, full + more)
+        spare = ranks.cpus - ranks.gpus * train.cpus_per_worker
+        more = len(_filled(beside, cores, [spare] * ranks.most)) - ranks.most
+        if more:
+            yield _cpu(machines, more, more)
         return
-    if beside > 0:
-        more = math.ceil(beside / machines.cpu.cpus)
-        yield _cpu(machines, more, more)
+    if train.cpus_per_worker > cores:
+        raise ValueError(
+            f"train.cpus_per_worker {train.cpus_per_worker:g} is more than the {cores} cores of a "
+            "worker."
+        )
+    count = len(_filled([*[train.cpus_per_worker] * train.num_workers, *beside], cores))
+    yield _cpu(machines, count, count)
 
 
 def _gpu_ranks(train: TrainConfig, machines: Machines) -> Group:
@@ -186,7 +182,7 @@ def _serving(recipe: Recipe, machines: Machines) -> Iterable[Group]:
     least = traces + [s.num_cpus for s in light for _ in range(s.min_replicas)]
     most = traces + [s.num_cpus for s in light for _ in range(s.max_replicas)]
     cores = machines.cpu.cpus
-    yield _cpu(machines, max(1, _packed(least, cores)), max(1, _packed(most, cores)))
+    yield _cpu(machines, max(1, len(_filled(least, cores))), max(1, len(_filled(most, cores))))
 
 
 def engines(serve: ServeConfig) -> dict[str, EngineConfig]:
@@ -242,19 +238,20 @@ def _section(recipe: Recipe, name: str) -> None:
 
 def machines_with_gpus(found: Iterable[Group], a_machine: int) -> int:
     """How many machines of so many GPUs hold these groups."""
-    return _packed([g.gpus for g in found if g.gpus for _ in range(g.most)], a_machine)
+    return len(_filled([g.gpus for g in found if g.gpus for _ in range(g.most)], a_machine))
 
 
-def _packed(sizes: Iterable[float], room: float) -> int:
-    """How many places of this room hold all: the largest first, each where there is room left."""
-    free: list[float] = []
+def _filled(sizes: Iterable[float], room: float, free: Sequence[float] = ()) -> list[float]:
+    """What is left of each place when all have one: the largest first, each in the first place that
+    has room for it, else in a new one. `free` is what is left of places that are there."""
+    left = list(free)
     for size in sorted(sizes, reverse=True):
-        place = next((i for i, left in enumerate(free) if left >= size - 1e-6), None)
+        place = next((i for i, rest in enumerate(left) if rest >= size - 1e-6), None)
         if place is None:
-            free.append(room - size)
+            left.append(room - size)
         else:
-            free[place] -= size
-    return len(free)
+            left[place] -= size
+    return left
 
 
 def _check_counts(recipe: Recipe, found: Iterable[Group], machines: Machines) -> None:
