@@ -188,11 +188,17 @@ def test_another_recipe_is_another_cluster_of_the_service() -> None:
     assert cluster_of(one) != cluster_of(other)
 
 
-def test_a_services_pods_outlive_the_answers_under_way() -> None:
-    serve = {**recipe().model_dump(mode="json")["serve"], "drain_seconds": 300}
-    spec = cluster_of(service(recipe(serve=serve)))
-    pods = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    assert {p["template"]["spec"]["terminationGracePeriodSeconds"] for p in pods} == {360}
+def test_answers_under_way_have_their_time_when_pods_or_clusters_go() -> None:
+    serve = {**recipe().model_dump(mode="json")["serve"], "drain_seconds": 299.5}
+    spec = service(recipe(serve=serve))["spec"]
+    assert spec["rayClusterDeletionDelaySeconds"] == 300
+    for group in spec["rayClusterConfig"]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] == 360
+        hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert hook[-1] == "sleep 300; ray stop"
+    job = cluster_of(ray_object(ray_job("train", recipe(), kubernetes())))
+    assert "sleep" not in str(job)
 
 
 def test_serve_takes_the_config_that_goes_along() -> None:

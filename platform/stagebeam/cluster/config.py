@@ -219,7 +219,10 @@ class Service(Section):
         1800, description="Longest until all replicas have their models, seconds."
     )
     old_cluster_seconds: int = Field(
-        60, ge=0, description="How long the cluster before an upgrade still stays, seconds."
+        60,
+        ge=0,
+        description="How long the cluster before an upgrade still stays, seconds; at least the "
+        "recipe's drain_seconds.",
     )
     redis: Redis | None = Field(None, description="Where the head's state is kept.")
 

@@ -8,6 +8,7 @@ Needs KubeRay 1.6 (`authOptions.secretName`).
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -33,7 +34,6 @@ Manifest = dict[str, Any]
 
 # KubeRay makes names of pods and services from those of jobs and services.
 _LONGEST_NAME = 47
-_STOP_SECONDS = 60  # for Ray's own processes, after the last answer
 
 
 def ray_cluster(recipe: Recipe, cluster: KubernetesCluster) -> list[Manifest]:
@@ -94,18 +94,19 @@ def ray_service(
     config_map = _config_map(recipe, cluster)
     found = groups("serve", recipe, _machines(cluster))
     assert recipe.serve is not None, "there are groups for it"
+    drain = math.ceil(recipe.serve.drain_seconds)
     pods = Pods(
         cluster,
         cluster.service_priority,
         config_map["metadata"]["name"],
-        stop_seconds=_STOP_SECONDS + int(recipe.serve.drain_seconds),
+        drain_seconds=drain,
         serve_port=serve_config["http_options"]["port"],
     )
     service = cluster.service
     spec: Manifest = {
         "serveConfigV2": yaml.safe_dump(serve_config, sort_keys=False),
         "upgradeStrategy": _upgrade(cluster),
-        "rayClusterDeletionDelaySeconds": service.old_cluster_seconds,
+        "rayClusterDeletionDelaySeconds": max(drain, service.old_cluster_seconds),
         # no replica is there, and its pod has enough to do
         "excludeHeadPodFromServeSvc": True,
         "rayClusterConfig": _cluster_spec(recipe, cluster, ("serve",), found, pods=pods),

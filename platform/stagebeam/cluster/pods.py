@@ -17,6 +17,7 @@ RECIPE_PATH = f"{RECIPE_FOLDER}/{RECIPE_FILE}"
 GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8080
 # Of a pod's memory: 0.3 that Ray takes for its object store, and room for NCCL and DeepSpeed.
 _SHM_SHARE = 0.4
+_STOP_SECONDS = 60  # for Ray's own processes to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Pods:
     cluster: KubernetesCluster
     priority: Priority | None
     config_map: str | None = None  # with the recipe, where pods have one
-    stop_seconds: int = 60  # from the order to stop to the end
+    drain_seconds: int = 0  # that workers still have for answers under way when they are stopped
     serve_port: int | None = None
 
     def environment(self, keys: Mapping[str, bool]) -> list[dict[str, Any]]:
@@ -93,6 +94,8 @@ class Pods:
         ports: dict[str, int],
     ) -> dict[str, Any]:
         storage = self.cluster.storage
+        # Kubernetes sends nothing new to a pod from here on, and Ray would end at once
+        stop = f"sleep {self.drain_seconds}; ray stop" if self.drain_seconds else "ray stop"
         mounts = [
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "ray", "mountPath": "/tmp/ray"},
@@ -110,7 +113,7 @@ class Pods:
             "resources": {"requests": resources, "limits": resources},
             "securityContext": self.container_security(),
             "volumeMounts": mounts,
-            "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", "ray stop"]}}},
+            "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", stop]}}},
         }
 
     def _pod(
@@ -130,7 +133,7 @@ class Pods:
         spec: dict[str, Any] = {
             "containers": [container],
             "volumes": volumes,
-            "terminationGracePeriodSeconds": self.stop_seconds,
+            "terminationGracePeriodSeconds": self.drain_seconds + _STOP_SECONDS,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": cluster.user,
