@@ -18,8 +18,8 @@ LOCAL_OBJECT_STORE = 1 << 30  # bytes; shards are streamed, never held
 # A Unix socket's path has at most 107 bytes, and Ray's add 64 to the session folder's.
 _LONGEST_FOLDER = 107 - 64
 _PREFIX = "stagebeam-ray-"
-# Serve kills a proxy that is not ready within five seconds, and a busy machine takes longer: it then
-# has another one to start.
+# Serve kills a proxy that is not ready within five seconds and starts another; busy machines take
+# longer.
 SERVE_ENV = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
 
