@@ -15,7 +15,8 @@ from stagebeam.annotate_config import AnnotateConfig
 from stagebeam.endpoint_config import EngineServer, ServerConfig
 from stagebeam.gateway_config import ImagesConfig, KeysConfig
 from stagebeam.schema import Candidates, Method, PositiveInt, Section, Tournament
-from stagebeam.source_config import Source
+from stagebeam.source_config import HeldOut, Source
+from stagebeam.tracking_config import TrackingConfig
 from stagebeam.train_config import TrainConfig
 
 
@@ -32,13 +33,6 @@ class ModelConfig(Section):
         "decoder layers there.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Weights in compute.")
-
-
-class HeldOut(Section):
-    """Rows kept from training, chosen by a hash of their images."""
-
-    share: float = Field(gt=0, lt=1, description="Share of the rows.")
-    split: str = Field("test", min_length=1, description="Split that they are written under.")
 
 
 class DataConfig(Section):
@@ -407,16 +401,6 @@ class EvaluationConfig(Section):
     )
     concurrency: PositiveInt = Field(16, description="Questions in flight.")
     benchmarks: BenchmarkSet | None = Field(None, description="Public benchmarks to ask too.")
-
-
-class TrackingConfig(Section):
-    """Weights & Biases. Without a key the run is kept offline and can be synced later."""
-
-    enabled: bool = Field(True, description="Record the run.")
-    project: str = Field("stagebeam", description="W&B project.")
-    mode: Literal["auto", "online", "offline"] = Field(
-        "auto", description="`auto` is online where a key is set, else offline."
-    )
 
 
 class Recipe(Section):
