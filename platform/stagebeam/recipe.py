@@ -354,6 +354,12 @@ class EvaluationConfig(Section):
     )
     concurrency: PositiveInt = Field(16, description="Questions in flight.")
     benchmarks: BenchmarkSet | None = Field(None, description="Public benchmarks to ask too.")
+    card_questions: int = Field(
+        128,
+        ge=0,
+        description="Questions behind the rows that are asked, on which the judge is measured; "
+        "without them no gain from search is claimed.",
+    )
 
 
 class TrackingConfig(Section):

@@ -178,6 +178,11 @@ class JudgeResult(JudgeCard):
         None, description="The judge's own model, answering the evaluation's questions greedily."
     )
 
+    @property
+    def cards(self) -> dict[str, JudgeCard]:
+        """Every card, that of the judge which was used among them."""
+        return {**self.kinds, self.kind: self}
+
 
 class TrainResult(BaseModel):
     """The training run behind the generator; a job may add keys of its own."""
