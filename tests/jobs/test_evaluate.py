@@ -212,7 +212,8 @@ def test_answers_of_another_run_are_never_mixed_in(what, recipe, searcher, world
 
 def test_more_questions_and_candidates_ask_only_what_is_new(recipe, searcher, console):
     assert recipe.evaluation is not None
-    fewer = recipe.evaluation.model_copy(update={"rows": 5, "candidates": (2,)})
+    few = {"rows": 5, "candidates": (2,), "card_questions": 0}
+    fewer = recipe.evaluation.model_copy(update=few)
     more = recipe.evaluation.model_copy(update={"candidates": (1, 2)})
     with http_world(searcher) as url:
         evaluate(recipe.model_copy(update={"evaluation": fewer}), url=url, console=console)

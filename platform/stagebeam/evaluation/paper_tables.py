@@ -50,9 +50,7 @@ def read_run(folder: Path) -> Run:
     file in it cannot be read."""
     found = sorted(folder.glob("benchmarks/*/figures.json"))
     if not found:
-        raise ValueError(
-            f"{folder} holds no figures of a benchmark (benchmarks/NAME/figures.json)."
-        )
+        raise ValueError(f"There are no figures in {folder}/benchmarks/NAME/figures.json.")
     recipe = _recipe(folder)
     section = (recipe.get("evaluation") or {}).get("benchmarks") or {}
     scores: dict[tuple[str, str], Score] = {}

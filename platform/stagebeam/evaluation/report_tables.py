@@ -148,7 +148,7 @@ def comparisons_table(title: str, comparisons: Sequence[Comparison]) -> Table | 
                 p_value(c.p),
                 str(c.only_first),
                 str(c.only_second),
-                {1: "gain", 0: "neither", -1: "loss"}[c.shown],
+                {1: "better", 0: "neither", -1: "worse"}[c.shown],
             )
             for c in comparisons
         ),
@@ -177,7 +177,7 @@ def equal_tokens_table(results: Accuracies) -> Table | None:
 
     return Table(
         "At equal tokens",
-        ("Method", "Tokens", *(f"less {label(f'{m}@N')}" for m in methods)),
+        ("Method", "Tokens", *(f"less {_without_n(m)}" for m in methods)),
         tuple(
             (
                 label(first),
@@ -192,6 +192,10 @@ def equal_tokens_table(results: Accuracies) -> Table | None:
         " tokens. Nothing is interpolated; where all its N are cheaper, the dearest is named and"
         " nothing is compared.",
     )
+
+
+def _without_n(method: str) -> str:
+    return label(f"{method}@N").removesuffix(", N = N")
 
 
 def card_tables(judge: JudgeResult) -> list[Table]:
