@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -63,9 +64,9 @@ class Run:
         """Record a table, one list of cells a row; a `Picture` is shown as an image."""
         if self._run is not None:
             data = [[_cell(cell) for cell in row] for row in rows]
-            self._run.log(
-                {name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)}
-            )
+            table = wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)
+            with _staging(Path(self._run.dir).parent):
+                self._run.log({name: table})
 
     def define(self, metric: str, *, step: str | None = None, summary: str | None = None) -> None:
         """Draw a metric (or a pattern that ends in `*`) over another one, `step`, instead of over
@@ -94,6 +95,21 @@ class Run:
             "url": self.url,
             "offline_dir": str(directory) if directory else None,
         }
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[None]:
+    """Keep what a table will send with the run's own files: wandb would keep it in the home folder,
+    where a run that is synced later, or from a container, does not find it again."""
+    before = os.environ.get(wandb.env.DATA_DIR)
+    os.environ[wandb.env.DATA_DIR] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[wandb.env.DATA_DIR]
+        else:
+            os.environ[wandb.env.DATA_DIR] = before
 
 
 def _cell(cell: Any) -> Any:
