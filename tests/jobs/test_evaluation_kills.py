@@ -39,6 +39,7 @@ from stagebeam.recipe import (
     ServeConfig,
 )
 from stagebeam.records import Example
+from stagebeam.search.trace import read_traces
 from stagebeam.source_config import ScenesSource
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +47,9 @@ ROWS, CARD, KILLS = 20, 12, 3
 SCALING = Autoscaling(num_cpus=0.4)
 SEARCH = {"temperature": 1.0, "max_new_tokens": 24}
 TIMES = {"created", "seconds", "wandb"}
-# What an engine still had in its caches, which a service that goes on has more of.
-CACHED = {"prefill_tokens", "image_encodes", "cache_hits"}
+# What an engine still had in its caches: a service that goes on has more there, and reading a
+# prompt that it has takes no pass.
+CACHED = {"prefill_tokens", "image_encodes", "cache_hits", "sequential_passes"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -146,6 +148,11 @@ def check(recipe: Path, url: str, changing: set[str]) -> dict[str, Any]:
     broken = to_its_end(recipe, url)
     assert lines(broken) == total
     ours, theirs = (answers(out, changing) for out in (broken, unbroken))
+    assert ours == theirs
+    ours, theirs = (
+        {trace.id: trace.text for trace in read_traces(out / "traces.jsonl")}
+        for out in (broken, unbroken)
+    )
     assert ours == theirs
     ours, theirs = (
         without(json.loads((out / "report.json").read_text()), changing)
