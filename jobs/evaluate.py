@@ -33,11 +33,11 @@ from jobs.asking import (
     measure_alone,
     section_of,
 )
-from jobs.card import beside_alone, read_card, served_card
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.public_benchmarks import chosen, measure_benchmarks
 from jobs.repeat import repeat_of
+from jobs.served_card import beside_alone, read_card, served_card
 from jobs.tracked import track
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples
@@ -145,8 +145,8 @@ def evaluate(
     """Measure, track and report; returns the report page's path.
 
     Without a `url` the recipe is served here, or its engines run in this process. `card` is a file
-    with the judge's card (`jobs.card.read_card`); without it the judge is measured here. Raises
-    ValueError as `jobs.asking.measure` and `read_card` do.
+    with the judge's card; without it the judge is measured here. Raises ValueError as
+    `jobs.asking.measure` and `jobs.served_card.read_card` do.
     """
     options = Options(url=url, judge_url=judge_url, in_process=in_process, card=card, fresh=fresh)
     config = section_of(recipe)

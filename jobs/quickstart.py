@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from jobs.asking import Measured, measure
-from jobs.card import beside_alone, judge_result
+from jobs.card import judge_result
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.evaluate import judge_alone, load_questions, machine, telling_cases
@@ -26,6 +26,7 @@ from jobs.judge import train_judge
 from jobs.prepare import prepare
 from jobs.progress import StepBar
 from jobs.repeat import repeat_of
+from jobs.served_card import beside_alone
 from jobs.tracked import track
 from jobs.train import TrainSummary, train
 from serve.app import serving

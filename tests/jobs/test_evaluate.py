@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 
 from scripted_server import WorldSearcher, http_world
 from scripted_world import ScriptedGenerator, World, calibrated, example
 
+from jobs.cli import main
 from jobs.evaluate import alone, evaluate, load_questions
 from stagebeam.data.writing import write_shards
 from stagebeam.evaluation.results import SEARCHES
@@ -260,10 +262,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(recipe_file, searcher, wor
     assert len(times) == METHODS * ROWS and set(times.values()) == {1}
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_report_has_its_judges_card_and_a_command_that_repeats_it(
     recipe, searcher, console, monkeypatch
 ):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["stagebeam"])
     assert recipe.evaluation is not None
     some = recipe.evaluation.model_copy(update={"rows": 8, "methods": ("best_of_n",)})
     recipe = recipe.model_copy(update={"evaluation": some})
@@ -271,17 +274,11 @@ def test_a_report_has_its_judges_card_and_a_command_that_repeats_it(
         page = evaluate(recipe, url=url, console=console)
         first = report_of(recipe)
         before = page.read_bytes()
+        assert first["repeat"]["directory"] == str(Path.cwd())
         command = shlex.split(first["repeat"]["command"])
         assert command[:3] == ["stagebeam", "evaluate", str(page.parent / "recipe.yaml")]
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *command[1:]],
-            cwd=first["repeat"]["directory"],
-            env={**os.environ, "PYTHONPATH": f"platform{os.pathsep}."},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(main, command[1:])
+    assert done.exit_code == 0, done.output
     assert page.read_bytes() == before
     again = json.loads((page.parent.with_name("out-again") / "report.json").read_text())
     assert first["judge"]["pairs"] > 0 and first["judge"]["kind"] == "scripted-judge"

@@ -17,7 +17,7 @@ from scripted_server import WorldSearcher, http_world
 from scripted_world import ScriptedGenerator, World, example
 
 from jobs.asking import endpoint_of
-from jobs.card import beside_alone, read_card, served_card
+from jobs.served_card import beside_alone, read_card, served_card
 from stagebeam.data.writing import write_shards
 from stagebeam.evaluation.answers import AnswerRow, summarise
 from stagebeam.evaluation.results import JudgeResult
