@@ -25,6 +25,7 @@ from stagebeam.recipe import DataConfig, Recipe
 from stagebeam.search.trace import UsageTrace, read_traces
 
 ASKED, BEHIND = 5, 30
+SEARCH = {"temperature": 1.0, "tournament": "bracket"}
 EXAMPLES = tuple(example(number) for number in range(ASKED + BEHIND))
 
 
@@ -46,7 +47,7 @@ def make(tmp_path: Path) -> Callable[..., Recipe]:
                 "name": "tiny",
                 "model": {"path": "none"},
                 "data": {"shards": "none"},
-                "search": {"temperature": 1.0, "early_stop_margin": 0.5, "budget": "adaptive"},
+                "search": {**SEARCH, "early_stop_margin": 0.5, "budget": "adaptive"},
                 "evaluation": {**section, **evaluation},
             }
         )
