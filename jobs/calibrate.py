@@ -17,9 +17,9 @@ import typer
 from openai import AsyncOpenAI, OpenAIError
 from rich.console import Console
 
+from jobs.asking import endpoint_of
 from jobs.cluster import ray_session
 from jobs.errors import run_job
-from jobs.evaluate import endpoint_of
 from jobs.progress import StepBar
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples

@@ -46,6 +46,9 @@ def judge_result(
             samples=config.questions * config.samples,
         ),
         kinds=cards,
+        pairs_from=(
+            f"Samples of the generator on {QUESTIONS} questions behind those of the evaluation."
+        ),
     )
 
 

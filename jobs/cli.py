@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train the recipe's model on its shards.",
     "judge": "Train a judge from the generator's own mistakes.",
     "evaluate": "Ask held-out questions by every search method and write a report.",
+    "tables": "Write the paper's tables with the figures of evaluations beside them.",
     "calibrate": "Find the scores that are good enough for the search that goes back.",
     "preferences": "Write the winners and losers of traces as pairs to train on.",
     "serve": "Serve the recipe's generator and judge over HTTP.",

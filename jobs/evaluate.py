@@ -9,68 +9,72 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
-from openai import AsyncOpenAI
 from rich.console import Console
 
+from jobs.asking import (
+    Engines,
+    Measured,
+    Source,
+    ask_all,
+    check_calibration,
+    endpoint_of,
+    measure_alone,
+    section_of,
+)
 from jobs.cluster import ray_session
 from jobs.errors import run_job
-from jobs.progress import StepBar
 from jobs.public_benchmarks import chosen, measure_benchmarks
+from jobs.repeat import repeat_of
+from jobs.served_card import beside_alone, read_card, served_card
+from jobs.tracked import track
 from serve.app import required_serve, serving
 from stagebeam.data.shards import iter_examples
-from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rows, Rule, name_of, summarise
-from stagebeam.evaluation.ask import Ask, GeneratorAsk, HttpAsk, run_method
+from stagebeam.evaluation.answers import AnswerRow, Rows, Rule, summarise
 from stagebeam.evaluation.cases import Case, cases_of
-from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM, label
-from stagebeam.evaluation.question import prompt_of
-from stagebeam.evaluation.report import method_lines, write_report
-from stagebeam.evaluation.results import Accuracies, Results
+from stagebeam.evaluation.claim import JUDGE_ALONE, STAGE_BEAM
+from stagebeam.evaluation.report import write_report
+from stagebeam.evaluation.results import JudgeResult, Results
 from stagebeam.evaluation.scoring import correct
-from stagebeam.inference.types import Generator
+from stagebeam.inference.load import load_generator
 from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
-from stagebeam.search import SearchSettings
-from stagebeam.search.calibration import read_calibration
-from stagebeam.search.seeds import question_key
 from stagebeam.tracking import start_run
 
-IDENTITY_FILE = "identity.json"
-ANSWER_COLUMNS = (
-    "method",
-    "id",
-    "category",
-    "gold",
-    "conclusion",
-    "correct",
-    "seconds",
-    "error",
-)
 _VERSIONS = ("torch", "transformers", "ray", "deepspeed")
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Every answer by method (`name_of` it), and the fingerprints of what gave them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a recipe is evaluated beside what it says itself, as on the command line."""
 
-    rows: dict[str, list[AnswerRow]]
-    store: AnswerStore
-    generator: str
-    judge: str
-    benchmarks: dict[str, float] = field(default_factory=dict)  # overall figures, percent
+    url: str | None = None
+    judge_url: str | None = None
+    in_process: bool = False
+    card: Path | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.in_process and (self.url is not None or self.judge_url is not None):
+            raise ValueError("An evaluation in this process asks no URL; leave one of them out.")
+
+    @property
+    def command(self) -> list[str]:
+        """What follows the name of the recipe's file."""
+        named = (("--url", self.url), ("--judge-url", self.judge_url), ("--card", self.card))
+        words = [word for name, value in named if value is not None for word in (name, str(value))]
+        return [*words, *(["--in-process"] if self.in_process else [])]
 
 
 def load_questions(config: EvaluationConfig) -> list[Example]:
@@ -89,98 +93,6 @@ def load_questions(config: EvaluationConfig) -> list[Example]:
     return examples
 
 
-def check_calibration(recipe: Recipe, examples: Sequence[Example]) -> None:
-    """Raises ValueError if `retrace` is to be asked and there is no calibration, or a question is
-    among those that the search was calibrated on."""
-    path = recipe.search.calibration
-    if path is None:
-        if _goes_back(recipe):
-            raise ValueError(
-                f"The recipe '{recipe.name}' evaluates retrace and has no search.calibration; "
-                "name a file and make it with `stagebeam calibrate`."
-            )
-        return
-    if not path.exists() and not _goes_back(recipe):
-        return  # nothing that is asked needs it
-    digests = {question_key(prompt_of(example)): example.id for example in examples}
-    read_calibration(path).check_rows(digests, f"the evaluation of '{recipe.name}'")
-
-
-async def measure(
-    recipe: Recipe,
-    url: str,
-    examples: Sequence[Example],
-    *,
-    fresh: bool = False,
-    console: Console,
-) -> Measured:
-    """Ask the endpoint at `url` every example by every method; resumes what is unfinished.
-
-    Give `rows` (and those of `measure_alone`) to `evaluation.answers.summarise` for the figures.
-    Raises ValueError if the endpoint does not answer, `retrace` is asked of other models than it
-    was calibrated on, or the output folder holds answers of other models or settings and `fresh`
-    is not set.
-    """
-    config = _section(recipe)
-    check_calibration(recipe, examples)
-    endpoint = await endpoint_of(url)
-    return await ask_all(recipe, endpoint, examples, config.output_dir, fresh, console)
-
-
-async def ask_all(
-    recipe: Recipe,
-    endpoint: Endpoint,
-    examples: Sequence[Example],
-    folder: Path,
-    fresh: bool,
-    console: Console,
-    *,
-    rule: Rule | None = None,
-    scored_by: str | None = None,
-) -> Measured:
-    """Every example by every method of the recipe; answers and traces go to `folder`, which must
-    hold no others. `scored_by` names the `rule`. Raises ValueError as `measure` does."""
-    config = _section(recipe)
-    calibration = _calibration(recipe, endpoint)
-    identity = _identity(recipe, endpoint.generator, endpoint.judge, calibration)
-    if scored_by is not None:
-        identity["rule"] = scored_by
-    store = _store(folder, identity, fresh)
-    plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
-    async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
-        ask = HttpAsk(client, endpoint.model, _settings(recipe), calibration)
-        rows = await _run(ask, plan, examples, store, config.concurrency, console, rule)
-    return Measured(rows, store, endpoint.generator, endpoint.judge)
-
-
-async def measure_alone(
-    recipe: Recipe,
-    source: str | tuple[Generator, str],
-    examples: Sequence[Example],
-    *,
-    fresh: bool = False,
-    console: Console,
-) -> list[AnswerRow]:
-    """What the judge's own model reaches: its greedy answers, as rows named `judge_alone`.
-
-    `source` is the URL of an endpoint that serves it as the generator, or such a generator and
-    its fingerprint. Files go to `judge_alone/` in the output folder. Raises as `measure` does.
-    """
-    config = _section(recipe)
-    folder, plan = config.output_dir / JUDGE_ALONE, [(JUDGE_ALONE, 1)]
-    settings = _settings(recipe)
-    if not isinstance(source, str):
-        generator, fingerprint = source
-        store = _store(folder, _identity(recipe, fingerprint, None), fresh)
-        ask: Ask = GeneratorAsk(generator, fingerprint, settings)
-        return (await _run(ask, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
-    endpoint = await endpoint_of(source)
-    store = _store(folder, _identity(recipe, endpoint.generator, None), fresh)
-    async with AsyncOpenAI(base_url=endpoint.base_url, api_key="none") as client:
-        ask = HttpAsk(client, endpoint.model, settings)
-        return (await _run(ask, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
-
-
 def alone(config: ServeConfig) -> ServeConfig:
     """The same service with the judge's model in the generator's place."""
     return config.model_copy(update={"generator": config.judge.as_generator})
@@ -196,26 +108,6 @@ def telling_cases(measured: Measured, examples: Sequence[Example]) -> list[Case]
     return cases_of(measured.rows[name], greedy, examples, measured.store.traces())
 
 
-def metrics(accuracies: Accuracies) -> dict[str, float]:
-    """Accuracies and costs by flat names, for tracking."""
-    flat: dict[str, float] = {}
-    for name, result in method_lines(accuracies):
-        flat[f"accuracy/{name}"] = result.accuracy
-        flat[f"tokens/{name}"] = result.cost.tokens
-        flat[f"sequential_passes/{name}"] = result.cost.sequential_passes
-        flat[f"seconds/{name}"] = result.cost.seconds
-    return flat
-
-
-def answer_table(rows: Rows) -> list[list[Any]]:
-    """One line an answer, under ANSWER_COLUMNS, for tracking."""
-    return [
-        [name, r.id, r.category, r.gold, r.conclusion, r.correct, r.seconds, r.error]
-        for name, answers in rows.items()
-        for r in answers
-    ]
-
-
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {
@@ -227,119 +119,17 @@ def machine() -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A served recipe: where it answers, its model's name and both fingerprints."""
+class Found:
+    """What was asked and measured, before any figure is taken from it."""
 
-    base_url: str
-    model: str
-    generator: str
-    judge: str
+    measured: Measured
+    judge: JudgeResult | None
+    alone: Sequence[AnswerRow] | None = None
 
-
-async def endpoint_of(url: str) -> Endpoint:
-    """Raises ValueError if nothing of ours answers at `url`."""
-    try:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            health = (await client.get("/healthz")).raise_for_status().json()
-            models = (await client.get("/v1/models")).raise_for_status().json()
-        model = models["data"][0]["id"]
-        return Endpoint(f"{url.rstrip('/')}/v1", model, health["generator"], health["judge"])
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"{url} does not answer: {error}.") from None
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"What answers at {url} is not a Stagebeam service.") from None
-
-
-def _section(recipe: Recipe) -> EvaluationConfig:
-    if recipe.evaluation is None:
-        raise ValueError(f"The recipe {recipe.name} has no evaluation section.")
-    return recipe.evaluation
-
-
-def _settings(recipe: Recipe) -> SearchSettings:
-    return SearchSettings(**recipe.search.model_dump())
-
-
-def _goes_back(recipe: Recipe) -> bool:
-    """Whether the evaluation asks by `retrace` with cutoffs."""
-    return "retrace" in _section(recipe).methods and recipe.search.max_retraces > 0
-
-
-def _calibration(recipe: Recipe, endpoint: Endpoint) -> str | None:
-    """Fingerprint of the cutoffs that `retrace` must search with; None where it is not asked.
-
-    Raises ValueError where there are none, or they are other models'.
-    """
-    if not _goes_back(recipe) or recipe.search.calibration is None:
-        return None
-    calibration = read_calibration(recipe.search.calibration)
-    calibration.check_models(endpoint.generator, endpoint.judge)
-    return calibration.fingerprint
-
-
-def _identity(
-    recipe: Recipe, generator: str, judge: str | None, calibration: str | None = None
-) -> dict[str, Any]:
-    """What the answers of one folder must share; the cutoffs count once `retrace` was asked."""
-    settings = recipe.search.model_dump(
-        mode="json", exclude={"method", "candidates", "calibration"}
-    )
-    shared = {"generator": generator, "judge": judge, "search": settings}
-    return shared if calibration is None else {**shared, "calibration": calibration}
-
-
-def _store(folder: Path, identity: dict[str, Any], fresh: bool) -> AnswerStore:
-    store = AnswerStore(folder, fresh=fresh)
-    path = folder / IDENTITY_FILE
-    before: dict[str, Any] = {}
-    if not store.empty:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        before.get("search", {}).pop("calibration", None)  # older files name its path there
-        changed = [key for key in identity if before.get(key, identity[key]) != identity[key]]
-        if changed:
-            raise ValueError(
-                f"{folder} holds answers with another {' and '.join(changed)};"
-                " take another output_dir, or --fresh to ask everything again."
-            )
-    path.write_text(json.dumps({**before, **identity}, indent=2) + "\n", encoding="utf-8")
-    return store
-
-
-async def _run(
-    ask: Ask,
-    plan: Sequence[tuple[str, int]],
-    examples: Sequence[Example],
-    store: AnswerStore,
-    concurrency: int,
-    console: Console,
-    rule: Rule | None = None,
-) -> dict[str, list[AnswerRow]]:
-    rows: dict[str, list[AnswerRow]] = {}
-    for method, n in plan:
-        name = name_of(method, n)
-        with StepBar(console, label(name), len(examples)) as bar:
-            rows[name] = await run_method(
-                ask,
-                examples,
-                method,
-                n,
-                store,
-                concurrency=concurrency,
-                rule=rule,
-                on_answer=_shown_on(bar),
-            )
-    return rows
-
-
-def _shown_on(bar: StepBar) -> Callable[[AnswerRow], None]:
-    done, right, failed = 0, 0, 0
-
-    def on_answer(row: AnswerRow) -> None:
-        nonlocal done, right, failed
-        done, right, failed = done + 1, right + row.correct, failed + (row.error is not None)
-        bar.update(done, f"{right / done:.1%} right" + (f", {failed} failed" if failed else ""))
-
-    return on_answer
+    @property
+    def rows(self) -> Rows:
+        rows = self.measured.rows
+        return rows if self.alone is None else {**rows, JUDGE_ALONE: self.alone}
 
 
 def evaluate(
@@ -348,28 +138,27 @@ def evaluate(
     url: str | None = None,
     judge_url: str | None = None,
     fresh: bool = False,
+    in_process: bool = False,
+    card: Path | None = None,
     console: Console,
 ) -> Path:
-    """Measure, track and report; returns the report page's path. Raises ValueError as `measure`."""
-    config = _section(recipe)
+    """Measure, track and report; returns the report page's path.
+
+    Without a `url` the recipe is served here, or its engines run in this process. `card` is a file
+    with the judge's card; without it the judge is measured here. Raises ValueError as
+    `jobs.asking.measure` and `jobs.served_card.read_card` do.
+    """
+    options = Options(url=url, judge_url=judge_url, in_process=in_process, card=card, fresh=fresh)
+    config = section_of(recipe)
     examples = load_questions(config)
     check_calibration(recipe, examples)  # before a service is started for it
     if config.benchmarks is not None:
         chosen(config.benchmarks)
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
-        if url is None:
-            measured, rows = _serve_and_measure(recipe, examples, fresh, console)
-        else:
-            measured = asyncio.run(_measure_all(recipe, url, examples, fresh, console))
-            rows = measured.rows
-            if judge_url is not None:
-                rows = rows | {
-                    JUDGE_ALONE: asyncio.run(
-                        measure_alone(recipe, judge_url, examples, fresh=fresh, console=console)
-                    )
-                }
-    accuracies = summarise(rows)
+        found = _find(recipe, examples, options, console)
+    measured, rows = found.measured, found.rows
+    accuracies = summarise(rows, found.judge)
     run = start_run(
         recipe.tracking,
         recipe.name,
@@ -377,59 +166,114 @@ def evaluate(
         config.output_dir,
         job_type="evaluate",
     )
-    run.log({**metrics(accuracies), **measured.benchmarks})
-    run.table("answers", ANSWER_COLUMNS, answer_table(rows))
-    run.finish()
+    fingerprints = {"generator": measured.generator, "judge": measured.judge}
+    again = ["--output-dir", f"{config.output_dir}-again", *options.command]
     results = Results(
         **accuracies.model_dump(),
         name=recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         concurrency=config.concurrency,
+        judge=None if found.judge is None else beside_alone(found.judge, accuracies),
         recipe=recipe.model_dump(mode="json"),
-        fingerprints={
-            "recipe": recipe.fingerprint(),
-            "generator": measured.generator,
-            "judge": measured.judge,
-        },
+        fingerprints={"recipe": recipe.fingerprint(), **fingerprints},
         machine=machine(),
         wandb=run.describe(),
         seconds=seconds,
+        repeat=repeat_of(recipe, config, ["stagebeam", "evaluate", *again], fingerprints),
     )
-    return write_report(results, telling_cases(measured, examples), config.output_dir)
+    cases = telling_cases(measured, examples)
+    track(run, results, rows, cases, measured.benchmarks)
+    run.finish()
+    return write_report(results, cases, config.output_dir)
 
 
-async def _measure_all(
-    recipe: Recipe, url: str, examples: Sequence[Example], fresh: bool, console: Console
-) -> Measured:
-    """The held-out questions, and the benchmarks of the recipe."""
-    measured = await measure(recipe, url, examples, fresh=fresh, console=console)
-    config = _section(recipe)
+def _find(recipe: Recipe, examples: Sequence[Example], options: Options, console: Console) -> Found:
+    if options.in_process:
+        return _ask_in_process(recipe, examples, options, console)
+    if options.url is None:
+        return _serve_and_ask(recipe, examples, options, console)
+    found = asyncio.run(_ask(recipe, options.url, examples, options, console))
+    if options.judge_url is None:
+        return found
+    return replace(found, alone=_ask_alone(recipe, options.judge_url, examples, options, console))
+
+
+async def _ask(
+    recipe: Recipe,
+    source: str | Engines,
+    examples: Sequence[Example],
+    options: Options,
+    console: Console,
+) -> Found:
+    """The held-out questions and the benchmarks of the recipe, of an endpoint at a URL or of
+    engines; and its judge, unless its card is there."""
+    config, fresh = section_of(recipe), options.fresh
+    asked = await endpoint_of(source) if isinstance(source, str) else source
+    # A card that is of no use is refused before anything is asked.
+    given = None if options.card is None else read_card(options.card, asked.judge)
+    measured = await ask_all(recipe, asked, examples, config.output_dir, fresh, console)
+    card = given or await served_card(recipe, asked, fresh, console)
+    figures = await _ask_benchmarks(recipe, config, asked, fresh, console)
+    return Found(replace(measured, benchmarks=figures), card)
+
+
+async def _ask_benchmarks(
+    recipe: Recipe, config: EvaluationConfig, source: Source, fresh: bool, console: Console
+) -> dict[str, float]:
     if config.benchmarks is None:
-        return measured
-    endpoint = await endpoint_of(url)
+        return {}
 
     async def ask(asked: Sequence[Example], folder: Path, rule: Rule, scored_by: str) -> Rows:
         check_calibration(recipe, asked)
         found = await ask_all(
-            recipe, endpoint, asked, folder, fresh, console, rule=rule, scored_by=scored_by
+            recipe, source, asked, folder, fresh, console, rule=rule, scored_by=scored_by
         )
         return found.rows
 
-    figures = await measure_benchmarks(config.benchmarks, config.output_dir, ask, console)
-    return replace(measured, benchmarks=figures)
+    return await measure_benchmarks(config.benchmarks, config.output_dir, ask, console)
 
 
-def _serve_and_measure(
-    recipe: Recipe, examples: Sequence[Example], fresh: bool, console: Console
-) -> tuple[Measured, dict[str, list[AnswerRow]]]:
+def _ask_alone(
+    recipe: Recipe, url: str, examples: Sequence[Example], options: Options, console: Console
+) -> list[AnswerRow]:
+    return asyncio.run(measure_alone(recipe, url, examples, fresh=options.fresh, console=console))
+
+
+def _serve_and_ask(
+    recipe: Recipe, examples: Sequence[Example], options: Options, console: Console
+) -> Found:
     """Serve the recipe, ask it, then serve the judge's model alone and ask that."""
     config = required_serve(recipe)
     with ray_session():
         with serving(config, recipe.search) as url:
-            measured = asyncio.run(_measure_all(recipe, url, examples, fresh, console))
+            found = asyncio.run(_ask(recipe, url, examples, options, console))
         with serving(alone(config), recipe.search) as url:
-            plain = asyncio.run(measure_alone(recipe, url, examples, fresh=fresh, console=console))
-    return measured, {**measured.rows, JUDGE_ALONE: plain}
+            return replace(found, alone=_ask_alone(recipe, url, examples, options, console))
+
+
+def _ask_in_process(
+    recipe: Recipe, examples: Sequence[Example], options: Options, console: Console
+) -> Found:
+    """The recipe's engines, then the judge's model alone, one after the other."""
+    config = required_serve(recipe)
+    engines = Engines(config)
+    try:
+        found = asyncio.run(_ask(recipe, engines, examples, options, console))
+    finally:
+        engines.close()
+    return replace(found, alone=judge_alone(recipe, config, examples, options.fresh, console))
+
+
+def judge_alone(
+    recipe: Recipe, config: ServeConfig, examples: Sequence[Example], fresh: bool, console: Console
+) -> list[AnswerRow]:
+    """The judge's model as a generator of its own, in this process."""
+    generator = load_generator(config.judge.as_generator)
+    own = (generator, generator.fingerprint)
+    try:
+        return asyncio.run(measure_alone(recipe, own, examples, fresh=fresh, console=console))
+    finally:
+        generator.close()
 
 
 @contextmanager
@@ -445,18 +289,40 @@ def main(
     judge_url: Annotated[
         str | None, typer.Option(help="Endpoint that serves the judge's model as the generator.")
     ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run the engines here, without Ray and HTTP.")
+    ] = False,
+    card: Annotated[
+        Path | None, typer.Option(help="The judge's card, or a report.json that holds it.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Instead of the recipe's evaluation.output_dir.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Ask everything again.")] = False,
 ) -> None:
-    """Ask held-out questions by every method; write report.json and report.html."""
+    """Ask held-out questions by every method; write report.json, report.md and report.html."""
 
     def job() -> None:
         console = Console()
         page = evaluate(
-            load_recipe(recipe), url=url, judge_url=judge_url, fresh=fresh, console=console
+            _into(load_recipe(recipe), output_dir),
+            url=url,
+            judge_url=judge_url,
+            in_process=in_process,
+            card=card,
+            fresh=fresh,
+            console=console,
         )
         console.print(f"Report: {page}", soft_wrap=True)
 
     run_job(job)
+
+
+def _into(recipe: Recipe, folder: Path | None) -> Recipe:
+    if folder is None:
+        return recipe
+    config = section_of(recipe).model_copy(update={"output_dir": folder})
+    return recipe.model_copy(update={"evaluation": config})
 
 
 if __name__ == "__main__":

@@ -17,23 +17,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs.asking import Measured, measure
 from jobs.card import judge_result
 from jobs.cluster import ray_session
 from jobs.errors import run_job
-from jobs.evaluate import (
-    ANSWER_COLUMNS,
-    Measured,
-    answer_table,
-    load_questions,
-    machine,
-    measure,
-    measure_alone,
-    metrics,
-    telling_cases,
-)
+from jobs.evaluate import judge_alone, load_questions, machine, telling_cases
 from jobs.judge import train_judge
 from jobs.prepare import prepare
 from jobs.progress import StepBar
+from jobs.repeat import repeat_of
+from jobs.served_card import beside_alone
+from jobs.tracked import track
 from jobs.train import TrainSummary, train
 from serve.app import serving
 from stagebeam.data.manifest import Manifest
@@ -46,7 +40,6 @@ from stagebeam.evaluation.results import (
     ShardsResult,
     TrainResult,
 )
-from stagebeam.inference.load import load_generator
 from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.tracking import Run, run_id, start_run
@@ -79,7 +72,7 @@ class Quickstart:
         with self._step("evaluate", "Serving, and asking by every method"):
             examples = load_questions(self.evaluation)
             measured = self._measure(examples)
-            alone = self._measure_alone(examples)
+            alone = judge_alone(self.recipe, self.serve, examples, self.fresh, self.console)
         with self._step("report", "Writing the report"):
             return self._report(manifest, trained, card, measured, alone, examples)
 
@@ -103,22 +96,6 @@ class Quickstart:
                 measure(self.recipe, url, examples, fresh=self.fresh, console=self.console)
             )
 
-    def _measure_alone(self, examples: Sequence[Example]) -> list[AnswerRow]:
-        """The judge's model as a generator of its own, in this process."""
-        generator = load_generator(self.serve.judge.as_generator)
-        try:
-            return asyncio.run(
-                measure_alone(
-                    self.recipe,
-                    (generator, generator.fingerprint),
-                    examples,
-                    fresh=self.fresh,
-                    console=self.console,
-                )
-            )
-        finally:
-            generator.close()
-
     def _report(
         self,
         manifest: Manifest,
@@ -129,9 +106,9 @@ class Quickstart:
         examples: Sequence[Example],
     ) -> Path:
         rows = {**measured.rows, JUDGE_ALONE: alone}
-        accuracies = summarise(rows)
-        self.run.log(metrics(accuracies))
-        self.run.table("answers", ANSWER_COLUMNS, answer_table(rows))
+        accuracies = summarise(rows, judge)
+        fingerprints = {"generator": measured.generator, "judge": measured.judge}
+        command = ["stagebeam", "quickstart", "--fresh"]
         results = Results(
             **accuracies.model_dump(),
             name=self.recipe.name,
@@ -139,19 +116,17 @@ class Quickstart:
             concurrency=self.evaluation.concurrency,
             train=TrainResult(**trained.model_dump()),
             shards=ShardsResult(rows=manifest.rows, sources=manifest.sources),
-            judge=judge,
+            judge=beside_alone(judge, accuracies),
             recipe=self.recipe.model_dump(mode="json"),
-            fingerprints={
-                "recipe": self.recipe.fingerprint(),
-                "generator": measured.generator,
-                "judge": measured.judge,
-            },
+            fingerprints={"recipe": self.recipe.fingerprint(), **fingerprints},
             machine=machine(),
             wandb=self.run.describe(),
             seconds=self.seconds,
+            repeat=repeat_of(self.recipe, self.evaluation, command, fingerprints),
         )
-        folder = self.evaluation.output_dir
-        return write_report(results, telling_cases(measured, examples), folder)
+        cases = telling_cases(measured, examples)
+        track(self.run, results, rows, cases)
+        return write_report(results, cases, self.evaluation.output_dir)
 
 
 def with_full_search(recipe: Recipe, evaluation: EvaluationConfig) -> Recipe:

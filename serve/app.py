@@ -25,7 +25,8 @@ from serve.keys import load_keys
 from serve.options import engine_options, gateway_options, searcher_options, traces_options
 from serve.searcher import Searcher
 from serve.traces import KeptTraces
-from stagebeam.recipe import EngineConfig, Recipe, SearchConfig, ServeConfig, load_recipe
+from stagebeam.recipe import EngineConfig, Recipe, ServeConfig, load_recipe
+from stagebeam.search_config import SearchConfig
 
 EngineConfigT = TypeVar("EngineConfigT", bound=EngineConfig)
 

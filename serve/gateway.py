@@ -40,10 +40,11 @@ from serve.remote_images import Fetcher
 from serve.replies import EventStream, completion, event
 from serve.traces import KEPT_TRACES, TraceStore
 from stagebeam.inference.types import Prompt
-from stagebeam.recipe import SearchConfig, ServeConfig
+from stagebeam.recipe import ServeConfig
 from stagebeam.search import SearchSettings
 from stagebeam.search.events import Answered, Event, StageDecided
 from stagebeam.search.trace import Trace
+from stagebeam.search_config import SearchConfig
 
 # How long the searcher may take to say who its models are before they are asked themselves, and how
 # long these may take.

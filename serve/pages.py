@@ -15,8 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from stagebeam.evaluation.trace_page import VIEWER
-from stagebeam.recipe import SearchConfig, ServeConfig
+from stagebeam.recipe import ServeConfig
 from stagebeam.search.settings import Method, Tournament
+from stagebeam.search_config import SearchConfig
 
 PAGE: Final = Path(__file__).parent / "page"
 _TYPES: Final = {

@@ -13,9 +13,10 @@ from serve.json_text import read_json_object
 from serve.protocol import ChatMessage, ChatRequest
 from serve.remote_images import Fetcher
 from stagebeam.inference.types import Prompt
-from stagebeam.recipe import Limits, SearchConfig, describe
+from stagebeam.recipe import Limits, describe
 from stagebeam.records import Message, Role
 from stagebeam.search import SearchSettings, check_prompt
+from stagebeam.search_config import SearchConfig
 from stagebeam.stages import Stage, parse
 
 # Sampling fields of OpenAI's shape and what they are called in `search`.

@@ -28,9 +28,10 @@ from stagebeam.inference.types import (
     Usage,
     Verdict,
 )
-from stagebeam.recipe import EngineConfig, JudgeConfig, Limits, SearchConfig, ServeConfig
+from stagebeam.recipe import EngineConfig, JudgeConfig, Limits, ServeConfig
 from stagebeam.search import SearchSettings, events
 from stagebeam.search.events import Event
+from stagebeam.search_config import SearchConfig
 from stagebeam.stages import STAGES, Stage, wrap
 
 QUESTION = "How many more red balls than blue ones are there?"

@@ -16,7 +16,7 @@ from jobs.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 # What a command reads first and what else it must be given, where that is not a recipe alone.
-READS = {"preferences": "trace", "trace": "trace", "ask": "question"}
+READS = {"tables": "evaluations", "preferences": "trace", "trace": "trace", "ask": "question"}
 NEEDS = {
     "preferences": ("--output", "pairs"),
     "ask": ("--url", "http://127.0.0.1:9"),
@@ -76,6 +76,8 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path: Pa
             "No server answers at http://127.0.0.1:9; start one with `stagebeam serve RECIPE`, or "
             "name another with --url."
         )
+    if name == "tables":  # it reads folders
+        expected = f"There are no figures in {missing}/benchmarks/NAME/figures.json."
     assert failed.output == f"error: {expected}\n"
 
 

@@ -2,18 +2,17 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
+from PIL import Image
+from wandb_log import history, records, table_files
 
-from stagebeam.tracking import run_id, start_run
+from stagebeam.tracking import Picture, run_id, start_run
 from stagebeam.tracking_config import TrackingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -22,32 +21,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-def history(folder: Path) -> list[dict]:
-    """Every logged step, read back from the file that `wandb sync` would send."""
-    (path,) = folder.glob("*.wandb")
-    deadline = time.monotonic() + 20
-    # wandb's own process may write the end of the file a moment after `finish` has returned.
-    while not (records := list(read_log(path))) or records[-1].WhichOneof("record_type") != "exit":
-        assert time.monotonic() < deadline, "the run's file never became whole"
-        time.sleep(0.02)
-    return [
-        {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-        for record in records
-        if record.WhichOneof("record_type") == "history"
-    ]
-
-
-def read_log(path: Path) -> Iterator[Record]:
-    """The file is a LevelDB log: a header of 7 bytes, then records of checksum (4 bytes), length
-    (2), type (1) and data. What is logged here fits in the first block of 32 KiB.
-    """
-    content, at = path.read_bytes(), 7
-    while at + 7 <= len(content):
-        (length,) = struct.unpack_from("<H", content, at + 4)
-        yield Record.FromString(content[at + 7 : at + 7 + length])
-        at += 7 + length
 
 
 def test_auto_without_a_key_keeps_metrics_and_tables_in_the_runs_folder(tmp_path):
@@ -70,6 +43,29 @@ def test_auto_without_a_key_keeps_metrics_and_tables_in_the_runs_folder(tmp_path
     assert {"loss": 2.5, "_step": 10}.items() <= rows[0].items()
     (table,) = offline_dir.glob("files/media/table/answers*.json")
     assert json.loads(table.read_text())["data"] == [["a", True], ["b", None]]
+
+
+def test_pictures_in_tables_pages_and_axes_are_kept_offline(tmp_path):
+    buffer = BytesIO()
+    Image.new("RGBA", (8, 6), "red").save(buffer, "PNG")
+    run = start_run(TrackingConfig(), "tiny", {}, tmp_path, job_type="evaluate")
+    run.define("scaling/*", step="scaling/N")
+    run.table("traces", ["image", "text"], [[Picture(buffer.getvalue()), "a"], [None, "b"]])
+    run.page("plot", "<svg></svg>")
+    run.finish()
+    assert run.offline_dir is not None
+    media = run.offline_dir / "files" / "media"
+    (table,) = media.glob("table/traces*.json")
+    assert json.loads(table.read_text())["data"] == [["Image", "a"], [None, "b"]]
+    files = table_files(run.offline_dir, "traces")
+    (picture,) = (path for name, path in files.items() if name.endswith(".png"))
+    assert Image.open(picture).size == (8, 6)
+    assert all(path.is_relative_to(run.offline_dir) for path in files.values())
+    (page,) = media.glob("html/plot*.html")
+    assert "<svg></svg>" in page.read_text()
+    found = records(run.offline_dir)
+    metrics = [r.metric for r in found if r.WhichOneof("record_type") == "metric"]
+    assert [(m.glob_name, m.step_metric) for m in metrics] == [("scaling/*", "scaling/N")]
 
 
 def test_a_given_id_is_the_runs_id_in_both_parts_of_an_interrupted_run(tmp_path):
@@ -100,7 +96,9 @@ def test_two_runs_at_once_do_not_share_their_metrics(tmp_path):
 def test_disabled_tracking_writes_nothing_and_takes_every_call(tmp_path):
     run = start_run(TrackingConfig(enabled=False), "x", {}, tmp_path / "run", job_type="train")
     run.log({"loss": 1.0}, step=1)
-    run.table("t", ["a"], [[1]])
+    run.table("t", ["a"], [[Picture(b"")]])
+    run.define("a", summary="last")
+    run.page("p", "<p>")
     run.finish()
     assert run.id is None and run.offline_dir is None and run.describe() is None
     assert not list(tmp_path.iterdir())
@@ -116,7 +114,7 @@ def test_auto_with_a_key_goes_offline_when_the_server_cannot_be_reached(tmp_path
     code = f"""
         from pathlib import Path
         from stagebeam import tracking
-        from stagebeam.recipe import TrackingConfig
+        from stagebeam.tracking_config import TrackingConfig
         tracking.INIT_TIMEOUT_S = 2.0
         run = tracking.start_run(TrackingConfig(), "x", {{}}, Path({str(tmp_path)!r}), job_type="t")
         run.log({{"loss": 1.0}})

@@ -38,8 +38,9 @@ from stagebeam.inference.types import Prompt
 from stagebeam.inference.verdict import TransformersJudge
 from stagebeam.models.load import load
 from stagebeam.openai_shape import openai_messages
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, ServeConfig
 from stagebeam.search import SearchSettings, answer
+from stagebeam.search_config import SearchConfig
 
 OUTPUT = Path("runs/bench/serve.json")
 TARGET = 1.10  # served over in process

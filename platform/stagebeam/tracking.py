@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import wandb
+from PIL import Image
 from wandb.errors import CommError
 
 from stagebeam.tracking_config import TrackingConfig
@@ -19,6 +23,13 @@ log = logging.getLogger(__name__)
 KEY_VARIABLE = "WANDB_API_KEY"
 INIT_TIMEOUT_S = 30.0
 _ID_FILE = "tracking_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A cell of a table that is an image, as the encoded bytes that came."""
+
+    encoded: bytes
 
 
 class Run:
@@ -50,12 +61,23 @@ class Run:
             self._run.log(dict(metrics), step=step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Record a table, one list of cells a row."""
+        """Record a table, one list of cells a row; a `Picture` is shown as an image."""
         if self._run is not None:
-            data = [list(row) for row in rows]
-            self._run.log(
-                {name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)}
-            )
+            data = [[_cell(cell) for cell in row] for row in rows]
+            table = wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)
+            with _staging(Path(self._run.dir).parent):
+                self._run.log({name: table})
+
+    def define(self, metric: str, *, step: str | None = None, summary: str | None = None) -> None:
+        """Draw a metric (or a pattern that ends in `*`) over another one, `step`, instead of over
+        time, or say what of it the overview shows (`last`, `max`, ...)."""
+        if self._run is not None:
+            self._run.define_metric(metric, step_metric=step, summary=summary)
+
+    def page(self, name: str, html: str) -> None:
+        """Record a piece of HTML, or an SVG, to look at."""
+        if self._run is not None:
+            self._run.log({name: wandb.Html(html, inject=False)})
 
     def finish(self) -> None:
         """Flush and close; to be called once, at the end."""
@@ -73,6 +95,28 @@ class Run:
             "url": self.url,
             "offline_dir": str(directory) if directory else None,
         }
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[None]:
+    """Keep what a table will send with the run's own files: wandb would keep it in the home folder,
+    where a run that is synced later, or from a container, does not find it again."""
+    before = os.environ.get(wandb.env.DATA_DIR)
+    os.environ[wandb.env.DATA_DIR] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[wandb.env.DATA_DIR]
+        else:
+            os.environ[wandb.env.DATA_DIR] = before
+
+
+def _cell(cell: Any) -> Any:
+    if not isinstance(cell, Picture):
+        return cell
+    with Image.open(BytesIO(cell.encoded)) as image:
+        return wandb.Image(image.convert("RGB"))
 
 
 def run_id(folder: Path) -> str:

@@ -15,9 +15,10 @@ from scripted_world import ScriptedGenerator, ScriptedJudge, World
 from serve.gateway import http_app
 from serve.handles import RefusedError
 from stagebeam.inference.types import Prompt
-from stagebeam.recipe import EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import EngineConfig, JudgeConfig, ServeConfig
 from stagebeam.search import SearchSettings, answer
 from stagebeam.search.events import Answered, Event
+from stagebeam.search_config import SearchConfig
 
 MODEL_NAME = "scripted"
 

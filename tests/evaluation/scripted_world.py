@@ -24,6 +24,9 @@ from stagebeam.evaluation.results import (
     SEARCHES,
     JudgeResult,
     JudgeTrainingCost,
+    Repeat,
+    RepeatFile,
+    RepeatWeights,
     Results,
     ShardsResult,
     TrainResult,
@@ -223,7 +226,7 @@ def build_report(folder: Path, questions: int = QUESTIONS) -> tuple[Results, lis
     card = asyncio.run(judge_card(ScriptedJudge(world), judge_pairs(world)))
     weak = asyncio.run(judge_card(ScriptedJudge(world, noise=6.0, bias=1.5), judge_pairs(world)))
     results = Results(
-        **summarise(rows).model_dump(),
+        **summarise(rows, card).model_dump(),
         name="scripted world",
         created="2026-11-21T00:00:00+00:00",
         concurrency=8,
@@ -242,6 +245,15 @@ def build_report(folder: Path, questions: int = QUESTIONS) -> tuple[Results, lis
         machine={"cpus": 2},
         wandb={"id": "abc123", "mode": "offline"},
         seconds={"prepare": 31.0, "train": 224.1, "evaluate": 60.0},
+        repeat=Repeat(
+            command="stagebeam evaluate runs/world/recipe.yaml --output-dir runs/world-again",
+            directory="/somewhere",
+            commit="0" * 40,
+            files=(RepeatFile(path="world/part-0.parquet", sha256="ab" * 32, rows=questions),),
+            weights={"generator": RepeatWeights(folder="world/model", fingerprint="gen-1")},
+            seeds={"search": 7},
+            versions={"torch": "1.2.3"},
+        ),
     )
     cases = cases_of(rows["stage_beam@4"], rows["greedy"], world.examples, store.traces())
     return results, cases

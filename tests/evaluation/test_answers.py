@@ -9,6 +9,8 @@ from stagebeam.evaluation.answers import (
     method_result,
     summarise,
 )
+from stagebeam.evaluation.results import JudgeCard
+from stagebeam.evaluation.statistics import wilson
 from stagebeam.records import Example, Message
 from stagebeam.search.trace import CandidateTrace, StageTrace, Trace, UsageTrace
 from stagebeam.stages import STAGES, render
@@ -158,6 +160,92 @@ def test_the_oracle_costs_what_majority_costs_or_best_of_n_without_its_judge():
     assert summarise(rows).oracle["2"].cost.tokens == 20
     rows["majority@2"] = [row("majority", "a", True, 2, decode_tokens=18)]
     assert summarise(rows).oracle["2"].cost.tokens == 18
+
+
+def test_every_method_and_the_judge_alone_are_held_against_greedy():
+    rows = {
+        "greedy": [row("greedy", "a", False), row("greedy", "b", True)],
+        "majority@2": [row("majority", "b", True, 2), row("majority", "a", True, 2)],
+        "judge_alone": [row("judge_alone", "a", False), row("judge_alone", "b", False)],
+    }
+    found = {c.first: c for c in summarise(rows).against_greedy}
+    assert {c.second for c in found.values()} == {"greedy"}
+    assert (found["majority@2"].only_first, found["majority@2"].only_second) == (1, 0)
+    assert (found["judge_alone"].only_first, found["judge_alone"].only_second) == (0, 1)
+
+
+def test_methods_at_equal_tokens_are_never_compared_with_a_cheaper_one():
+    rows = {"greedy": [row("greedy", "a", True, decode_tokens=1)]}
+    for name, n, tokens in (("majority", 2, 20), ("majority", 8, 80), ("stage_beam", 2, 20)):
+        judged = 30 if name == "stage_beam" else 0
+        spent = {"decode_tokens": tokens, "judge_tokens": judged}
+        rows[f"{name}@{n}"] = [row(name, "a", name == "majority", n, **spent)]
+    found = {(e.first, e.method): e for e in summarise(rows).equal_tokens}
+    ours = found["stage_beam@2", "majority"]
+    assert (ours.first_tokens, ours.second, ours.second_tokens) == (50, "majority@8", 80)
+    assert ours.comparison is not None and ours.comparison.only_second == 1
+    dear = found["majority@8", "stage_beam"]
+    assert (dear.second, dear.second_tokens, dear.comparison) == ("stage_beam@2", 50, None)
+
+
+def bad(text: str, finish: str = "stop", valid: bool = True, index: int = 1) -> CandidateTrace:
+    return CandidateTrace(index=index, text=text, tokens=9, logprob=-1, finish=finish, valid=valid)
+
+
+def test_fallbacks_are_counted_by_kind():
+    whole = trace("two", judge_failures=3)
+    worse = (bad("no tags", valid=False), bad("cut", "length", valid=False, index=2))
+    stage = whole.stages[0]
+    stage = stage.model_copy(update={"candidates": (*stage.candidates, *worse)})
+    limited = whole.model_copy(update={"stages": (stage,), "limited": "tokens"})
+    mute = whole.model_copy(update={"text": "nothing", "conclusion": None, "stages": ()})
+    rows = [
+        AnswerRow.of("best_of_n", 2, example("a"), limited, 1),
+        AnswerRow.of("best_of_n", 2, example("b"), mute, 1),
+        AnswerRow.failure("best_of_n", 2, example("c"), "down", 1),
+    ]
+    counted = method_result(rows).fallbacks
+    assert counted is not None
+    assert counted.model_dump() == {
+        "unread": 1,
+        "untagged": 2,
+        "cut": 1,
+        "limited": 1,
+        "judge_failures": 6,
+    }
+
+
+def test_a_conclusion_that_names_no_option_could_not_be_read():
+    choices = replace(example(gold="B"), choices=("one", "two"))
+    for said, unread in (("B", 0), ("A", 0), ("two", 0), ("C", 1), ("one or two", 1)):
+        found = AnswerRow.of("greedy", 1, choices, trace(said), 1)
+        assert found.fallbacks is not None and found.fallbacks.unread == unread, said
+
+
+def test_answers_of_a_release_that_did_not_count_fallbacks_have_none():
+    old = row("greedy", "a", True).model_copy(update={"fallbacks": None})
+    assert method_result([old, row("greedy", "b", True)]).fallbacks is None
+
+
+def test_only_a_judge_with_a_card_above_chance_lets_a_gain_be_claimed():
+    names = [str(number) for number in range(40)]
+    rows = {
+        "greedy": [row("greedy", name, False) for name in names],
+        "stage_beam@2": [row("stage_beam", name, True, 2) for name in names],
+    }
+
+    def claim(right: int) -> str:
+        low, high = wilson(right, 100)
+        shares = {"accuracy": right / 100, "interval": (low, high), "pairs": 100}
+        rest = {"ties": 0, "swap_consistency": 1, "mean_margin": 0, "first_position_share": None}
+        return summarise(rows, JudgeCard(**shares, **rest, correct=right, by_stage={})).claim
+
+    assert "a gain is shown over greedy" in claim(80)
+    for doubtful in (claim(55), claim(20), summarise(rows).claim):
+        assert "gain is shown" not in doubtful and "no gain from search is claimed" in doubtful
+        assert "it has more right than greedy" in doubtful
+    assert "was not measured on pairs with known answers" in summarise(rows).claim
+    assert "not shown to be better than chance (55.0% of 100 pairs" in claim(55)
 
 
 def test_a_store_opened_again_knows_what_is_finished_but_asks_failures_anew(tmp_path):

@@ -9,7 +9,7 @@ from scripted_world import SETTINGS, ScriptedGenerator, World, example
 
 from stagebeam.evaluation import ask as asking
 from stagebeam.evaluation.answers import AnswerStore
-from stagebeam.evaluation.ask import GeneratorAsk, HttpAsk, run_method
+from stagebeam.evaluation.ask import EngineAsk, HttpAsk, run_method
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.records import Message
 
@@ -124,7 +124,7 @@ async def test_the_oracle_sees_every_candidate_of_best_of_n(client, searcher, tm
 
 
 async def test_a_generator_in_this_process_is_asked_greedily_under_its_own_name(tmp_path):
-    ask = GeneratorAsk(ScriptedGenerator(World(EXAMPLES)), "weights-1", SETTINGS)
+    ask = EngineAsk(ScriptedGenerator(World(EXAMPLES)), "weights-1", SETTINGS)
     store = AnswerStore(tmp_path)
     rows = await run_method(ask, EXAMPLES, "judge_alone", 1, store, concurrency=4)
     assert {row.method for row in rows} == {"judge_alone"}

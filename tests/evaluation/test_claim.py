@@ -89,6 +89,23 @@ def test_retracing_has_a_claim_of_its_own_behind_that_of_stage_beam():
     assert "it is shown to be worse than stage beam, N = 4" in second
 
 
+DOUBT = "The judge was not measured, so no gain from search is claimed."
+
+
+@pytest.mark.parametrize("alone", [GAIN, LOSS, OPEN])
+def test_with_a_doubt_about_the_judge_no_difference_is_called_a_gain(alone):
+    comparisons = [
+        against("greedy", GAIN),
+        against("majority@4", LOSS),
+        against("judge_alone", alone),
+    ]
+    claim = write_claim(comparisons, DOUBT)
+    assert claim.endswith(DOUBT)
+    assert "it has more right than greedy (+8.0 points" in claim
+    assert "it is shown to be worse than majority of 4 (" in claim
+    assert "a gain is shown" not in claim and "also better" not in claim
+
+
 @pytest.mark.parametrize(
     "figures, shown",
     [

@@ -1,8 +1,9 @@
 import asyncio
+from math import log
 
 import pytest
 
-from stagebeam.evaluation.judge_card import JudgePair, judge_card
+from stagebeam.evaluation.judge_card import Judged, JudgePair, card_of, judge_card
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt, Usage, Verdict
 from stagebeam.records import Message
 from stagebeam.stages import Stage
@@ -78,6 +79,60 @@ async def test_a_tie_is_counted_and_is_not_right():
 async def test_a_judge_that_never_decides_has_no_first_position_share():
     card = await judge_card(Listed({"a": (0, 0)}), [pair("a", 0)])
     assert card.first_position_share is None
+
+
+def of_lengths(better: int, worse: int, margin: float) -> Judged:
+    """A pair whose better candidate stands first, and the margin in its favour."""
+    known = JudgePair(PROMPT, None, "", ("b" * better, "w" * worse), 0)
+    return Judged(known, Verdict(margin, margin))
+
+
+def test_the_effect_of_length_is_told_apart_from_how_often_the_longer_is_better():
+    judged = [
+        *[of_lengths(9, 5, 1.0)] * 3,  # the longer one wins and is better
+        of_lengths(9, 5, -1.0),
+        *[of_lengths(5, 9, -1.0)] * 2,  # the longer one wins and is worse
+        of_lengths(5, 9, 0.0),  # a tie: nobody wins
+        of_lengths(7, 7, 1.0),
+    ]
+    card = card_of(judged, 0, 0)
+    assert card.longer_share == pytest.approx(5 / 6)
+    assert card.better_longer is not None and card.better_shorter is not None
+    assert (card.better_longer.correct, card.better_longer.pairs) == (3, 4)
+    assert (card.better_shorter.correct, card.better_shorter.pairs) == (0, 3)
+
+
+def test_without_a_pair_of_unlike_length_its_effect_is_not_known():
+    card = card_of([of_lengths(5, 5, 1.0)], 0, 0)
+    assert (card.longer_share, card.better_longer, card.better_shorter) == (None, None, None)
+
+
+def test_the_longer_ones_share_sees_the_second_candidate_too():
+    second = JudgePair(PROMPT, None, "", ("w", "better"), 1)
+    card = card_of([Judged(second, Verdict(-2.0, -1.0))], 0, 0)
+    assert (card.accuracy, card.longer_share) == (1, 1)
+
+
+def test_calibration_bins_by_size_of_the_margin_and_leaves_ties_out():
+    sure, unsure = log(9), log(1.5)  # 90 and 60 percent
+    judged = [
+        *[of_lengths(5, 5, sure)] * 18,
+        *[of_lengths(5, 5, -sure)] * 2,
+        *[of_lengths(5, 5, unsure)] * 8,
+        *[of_lengths(5, 5, -unsure)] * 12,
+        *[of_lengths(5, 5, 0.0)] * 5,
+    ]
+    card = card_of(judged, 0, 0)
+    assert [(b.pairs, b.accuracy) for b in card.calibration] == [(20, 0.4), (20, 0.9)]
+    assert [b.confidence for b in card.calibration] == [pytest.approx(0.6), pytest.approx(0.9)]
+    assert card.calibration[0].high < card.calibration[1].low
+    assert card.calibration_error == pytest.approx(0.1)
+
+
+def test_few_pairs_make_one_bin_and_none_makes_none():
+    assert len(card_of([of_lengths(5, 5, 1.0)] * 3, 0, 0).calibration) == 1
+    tied = card_of([of_lengths(5, 5, 0.0)], 0, 0)
+    assert tied.calibration == () and tied.calibration_error is None
 
 
 async def test_no_more_pairs_are_asked_at_once_than_allowed():

@@ -2,17 +2,20 @@ import base64
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import product
 
 import pytest
+import yaml
 from PIL import Image
 
 from stagebeam.evaluation.cases import choose
 from stagebeam.evaluation.claim import label
 from stagebeam.evaluation.plots import accuracy_against_seconds, accuracy_against_tokens
 from stagebeam.evaluation.report import data_uri, write_report
+from stagebeam.evaluation.report_tables import method_lines
 from stagebeam.evaluation.results import SEARCHES
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -223,6 +226,63 @@ def test_failures_are_printed_with_their_reason(report_parts, tmp_path):
         write_report(results.model_copy(update={"greedy": failed}), [], tmp_path).read_text()
     )
     assert "greedy: 3 failed" in page.text and "Timeout: slow" in page.text
+
+
+def test_the_markdown_holds_every_figure_and_no_markup_of_others(report_parts, tmp_path):
+    results, _ = report_parts
+    attack = "<script>|# *x*"
+    write_report(results.model_copy(update={"name": attack}), [], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "# \\<script\\>\\|\\# \\*x\\*" in text
+    for name, result in method_lines(results):
+        low, high = (f"{100 * edge:.1f}" for edge in result.interval)
+        figure = f"| {label(name)} | {100 * result.accuracy:.1f} | {low} to {high} |"
+        assert figure in text
+    for title in (
+        "Fallbacks",
+        "By category",
+        "Against greedy",
+        "At equal tokens",
+        "The judge and length",
+        "Calibration of the judge's margin",
+        "Repeat it",
+    ):
+        assert f"## {title}\n" in text
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
+def test_a_reader_of_the_report_alone_can_repeat_it(name, report_parts, tmp_path):
+    results, _ = report_parts
+    recipe = {"name": "w", "search": {"seed": 7, "note": "``` and <b>"}}
+    write_report(results.model_copy(update={"recipe": recipe}), [], tmp_path)
+    text = unescape((tmp_path / name).read_text())
+    kept = (tmp_path / "recipe.yaml").read_text()
+    assert yaml.safe_load(kept) == recipe and kept.rstrip() in text
+    repeat = results.repeat
+    assert repeat is not None
+    for told in (repeat.command, repeat.directory, repeat.commit, "ab" * 32, "world/model"):
+        assert told in text, told
+    for told in ("gen-1", "search", "1.2.3", "world/part-0.parquet"):
+        assert told in text, told
+
+
+def test_the_papers_tables_are_there_where_one_of_its_benchmarks_was_asked(report_parts, tmp_path):
+    results, _ = report_parts
+    assert "Beside the paper" not in write_report(results, [], tmp_path).read_text()
+    overall = {"percent": 51.25, "count": 4, "interval": None}
+    told = {
+        "benchmark": "MMStar",
+        "mode": "compat",
+        "published": False,
+        "methods": {"greedy": {"failed": 0, "figures": {"Overall": overall}}},
+    }
+    path = tmp_path / "benchmarks" / "MMStar" / "figures.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(told))
+    page = write_report(results, [], tmp_path).read_text()
+    for text in (page, (tmp_path / "report.md").read_text()):
+        assert "LLaVA-CoT (published)" in text and "51.2" in text and "62.4" in text
+        assert "the file is not the published one" in text
 
 
 def picture(kind: str, side: int) -> bytes:

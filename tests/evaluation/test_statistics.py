@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from stagebeam.evaluation.statistics import paired_difference, wilson
+from stagebeam.evaluation.statistics import bootstrap_share, paired_difference, wilson
 
 
 def vectors(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -71,3 +72,23 @@ def test_methods_that_never_differ_have_no_difference_but_an_honest_width():
 def test_other_questions_cannot_be_paired(first, second):
     with pytest.raises(ValueError, match="needs the same questions"):
         paired_difference(first, second)
+
+
+def test_the_bootstrap_of_a_share_is_that_of_drawing_its_questions_anew():
+    rng = np.random.default_rng(3)
+    answers = np.array([1] * 70 + [0] * 30)
+    drawn = [answers[rng.integers(100, size=100)].mean() for _ in range(4000)]
+    low, high = bootstrap_share(70, 100)
+    assert low == pytest.approx(np.quantile(drawn, 0.025), abs=0.011)
+    assert high == pytest.approx(np.quantile(drawn, 0.975), abs=0.011)
+    assert bootstrap_share(5, 5) == (1, 1)
+    with pytest.raises(ValueError, match="at least one question"):
+        bootstrap_share(0, 0)
+
+
+def test_the_bootstrap_of_a_difference_keeps_questions_paired():
+    first, second = [True] * 80 + [False] * 20, [True] * 60 + [False] * 40
+    low, high = paired_difference(first, second).bootstrap
+    assert low == pytest.approx(0.2 - 1.96 * 0.04, abs=0.011)  # 20 of 100 differ, all one way
+    assert high == pytest.approx(0.2 + 1.96 * 0.04, abs=0.011)
+    assert paired_difference(first, first).bootstrap == (0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
 
 from scripted_server import WorldSearcher, http_world
 from scripted_world import ScriptedGenerator, World, calibrated, example
 
+from jobs.cli import main
 from jobs.evaluate import alone, evaluate, load_questions
 from stagebeam.data.writing import write_shards
 from stagebeam.evaluation.results import SEARCHES
@@ -112,6 +115,9 @@ def test_an_evaluation_leaves_a_report_a_page_traces_and_an_offline_run(
     assert report["wandb"]["mode"] == "offline"
     assert Path(report["wandb"]["offline_dir"]).is_relative_to(page.parent)
     assert page.read_text().count("<article") >= 5
+    text = (page.parent / "report.md").read_text()
+    assert "| stage beam, N = 2 |" in text and "## Repeat it" in text
+    assert load_recipe(page.parent / "recipe.yaml") == recipe
     lines = (page.parent / "answers.jsonl").read_text().splitlines()
     assert Counter(json.loads(line)["method"] for line in lines) == dict.fromkeys(
         ("greedy", "majority", "best_of_n", "stage_beam"), ROWS
@@ -212,7 +218,8 @@ def test_answers_of_another_run_are_never_mixed_in(what, recipe, searcher, world
 
 def test_more_questions_and_candidates_ask_only_what_is_new(recipe, searcher, console):
     assert recipe.evaluation is not None
-    fewer = recipe.evaluation.model_copy(update={"rows": 5, "candidates": (2,)})
+    few = {"rows": 5, "candidates": (2,), "card_questions": 0}
+    fewer = recipe.evaluation.model_copy(update=few)
     more = recipe.evaluation.model_copy(update={"candidates": (1, 2)})
     with http_world(searcher) as url:
         evaluate(recipe.model_copy(update={"evaluation": fewer}), url=url, console=console)
@@ -253,6 +260,82 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(recipe_file, searcher, wor
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     times = Counter((row["method"], row["n"], row["id"]) for row in rows)
     assert len(times) == METHODS * ROWS and set(times.values()) == {1}
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_report_has_its_judges_card_and_a_command_that_repeats_it(
+    recipe, searcher, console, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["stagebeam"])
+    assert recipe.evaluation is not None
+    some = recipe.evaluation.model_copy(update={"rows": 8, "methods": ("best_of_n",)})
+    recipe = recipe.model_copy(update={"evaluation": some})
+    with http_world(searcher) as url:
+        page = evaluate(recipe, url=url, console=console)
+        first = report_of(recipe)
+        before = page.read_bytes()
+        assert first["repeat"]["directory"] == str(Path.cwd())
+        command = shlex.split(first["repeat"]["command"])
+        assert command[:3] == ["stagebeam", "evaluate", str(page.parent / "recipe.yaml")]
+        done = CliRunner().invoke(main, command[1:])
+    assert done.exit_code == 0, done.output
+    assert page.read_bytes() == before
+    again = json.loads((page.parent.with_name("out-again") / "report.json").read_text())
+    assert first["judge"]["pairs"] > 0 and first["judge"]["kind"] == "scripted-judge"
+    assert "was not measured on pairs" not in first["claim"]
+    for key in ("greedy", "best_of_n", "judge"):
+        assert timeless(again[key]) == timeless(first[key])
+    assert again["repeat"]["files"] == first["repeat"]["files"] != []
+    assert again["repeat"]["weights"] == first["repeat"]["weights"]
+
+
+def timeless(told: object) -> object:
+    if isinstance(told, dict):
+        return {key: timeless(value) for key, value in told.items() if key != "seconds"}
+    return told
+
+
+def test_a_card_that_is_given_is_used_and_one_of_another_judge_is_refused(
+    recipe, searcher, tmp_path, console
+):
+    with http_world(searcher) as url:
+        evaluate(recipe, url=url, console=console)
+        assert report_of(recipe)["judge"] is None  # no question lies behind those asked
+        assert "was not measured on pairs with known answers" in report_of(recipe)["claim"]
+        share = {"accuracy": 0.9, "interval": [0.8, 0.95], "pairs": 90, "correct": 81}
+        card = {"ties": 0, "swap_consistency": 1, "mean_margin": 1, "first_position_share": 0.5}
+        card |= {**share, "by_stage": {}, "kind": "verdict"}
+        path = tmp_path / "card.json"
+        path.write_text(json.dumps({"judge": card, "fingerprints": {"judge": "another"}}))
+        asked = len(searcher.asked)
+        with pytest.raises(ValueError, match="the card of the judge another, and scripted-judge"):
+            evaluate(recipe, url=url, card=path, fresh=True, console=console)
+        assert len(searcher.asked) == asked
+        path.write_text(json.dumps(card))
+        evaluate(recipe, url=url, card=path, console=console)
+    report = report_of(recipe)
+    assert report["judge"]["accuracy"] == 0.9
+    assert "no gain from search is claimed" not in report["claim"]
+    assert str(path) in report["repeat"]["command"]
+
+
+def test_engines_can_be_asked_in_this_process(tmp_path, tiny_folder, scenes, console):
+    engine = {"model": str(tiny_folder)}
+    path = write_recipe(
+        tmp_path,
+        tuple(scenes[:4]),
+        search={"temperature": 1.0, "max_new_tokens": 8},
+        serve={"generator": engine, "judge": {**engine, "kind": "likelihood"}},
+    )
+    recipe = load_recipe(path)
+    with pytest.raises(ValueError, match="asks no URL"):
+        evaluate(recipe, in_process=True, url="http://127.0.0.1:9", console=console)
+    evaluate(recipe, in_process=True, console=console)
+    report = report_of(recipe)
+    for result in (report["greedy"], report["stage_beam"]["2"], report["judge_alone"]):
+        assert (result["questions"], result["failed"]) == (4, 0)
+    assert report["repeat"]["command"].endswith("--in-process")
+    assert report["repeat"]["weights"]["generator"]["folder"] == str(tiny_folder)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost", "http://"])

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from stagebeam.recipe import SearchConfig
 from stagebeam.search import SearchSettings
+from stagebeam.search_config import SearchConfig
 
 
 def test_a_recipes_search_section_becomes_settings_with_the_same_defaults() -> None:

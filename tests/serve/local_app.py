@@ -18,9 +18,10 @@ from serve.handles import RefusedError
 from serve.keys import Key
 from stagebeam.gateway_config import KeysConfig
 from stagebeam.inference.types import Prompt
-from stagebeam.recipe import EngineConfig, JudgeConfig, Limits, SearchConfig, ServeConfig
+from stagebeam.recipe import EngineConfig, JudgeConfig, Limits, ServeConfig
 from stagebeam.search import SearchSettings, events
 from stagebeam.search.events import Event
+from stagebeam.search_config import SearchConfig
 
 LIMITS = Limits(
     max_candidates=8,

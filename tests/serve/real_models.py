@@ -15,8 +15,9 @@ from PIL import Image
 from serve.app import serving
 from stagebeam.inference.wording import wording
 from stagebeam.models.tiny.build import build_tiny
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, ServeConfig
 from stagebeam.search.trace import Trace
+from stagebeam.search_config import SearchConfig
 
 SCALING = Autoscaling(num_cpus=0.5)
 

@@ -13,7 +13,8 @@ from bad_requests import body
 
 from jobs.benchmarks.serve_load import decisions
 from serve.app import serving
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, ServeConfig
+from stagebeam.search_config import SearchConfig
 
 TWO = Autoscaling(num_cpus=0.2, min_replicas=2, max_replicas=2)
 PATIENCE_S = 60.0

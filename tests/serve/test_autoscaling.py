@@ -18,7 +18,8 @@ from ray import serve
 
 from jobs.benchmarks.serve_chaos import replica_pids
 from serve.app import APP, serving
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, ServeConfig
+from stagebeam.search_config import SearchConfig
 
 PATIENCE_S = 240.0
 QUICK = {"num_cpus": 0.2, "upscale_delay_s": 1.0, "downscale_delay_s": 5.0}

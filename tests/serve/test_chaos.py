@@ -13,7 +13,8 @@ from scripted_app import scripted
 from jobs.benchmarks.serve_chaos import ChaosFigures, chaos
 from jobs.benchmarks.serve_load import arrivals
 from serve.app import serving
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, ServeConfig
+from stagebeam.search_config import SearchConfig
 
 PAIR = Autoscaling(num_cpus=0.25, min_replicas=2, max_replicas=2)
 

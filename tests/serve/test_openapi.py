@@ -16,14 +16,8 @@ from local_app import LIMITS, app_of, quiet_generator, quiet_judge, served_here
 from serve.app import serving
 from serve.keys import Key
 from stagebeam.gateway_config import KeysConfig
-from stagebeam.recipe import (
-    Autoscaling,
-    EngineConfig,
-    JudgeConfig,
-    Limits,
-    SearchConfig,
-    ServeConfig,
-)
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, Limits, ServeConfig
+from stagebeam.search_config import SearchConfig
 
 SECRET = "sk-test-0123456789abcdef"
 # A valid question may still be one that cannot be searched with: two settings that do not go

@@ -10,8 +10,9 @@ from bad_requests import body
 
 from serve.errors import ApiError
 from serve.reading import parse_chat, to_settings
-from stagebeam.recipe import Limits, SearchConfig
+from stagebeam.recipe import Limits
 from stagebeam.search import SearchSettings
+from stagebeam.search_config import SearchConfig
 
 
 def settings(limits: Limits, defaults: SearchConfig | None = None, **search: Any) -> SearchSettings:

@@ -10,7 +10,8 @@ import scripted_engines
 
 from serve.app import AppArgs, app_from_recipe, serving, start
 from stagebeam.gateway_config import KeysConfig
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, ServeConfig
+from stagebeam.search_config import SearchConfig
 
 SCALING = Autoscaling(num_cpus=0.25)
 

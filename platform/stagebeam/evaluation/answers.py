@@ -12,19 +12,23 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from stagebeam.evaluation.claim import CLAIMED, JUDGE_ALONE, write_claim
+from stagebeam.evaluation.claim import CLAIMED, JUDGE_ALONE, doubt_about, write_claim
+from stagebeam.evaluation.equal_tokens import rivals
 from stagebeam.evaluation.question import digest_of
 from stagebeam.evaluation.results import (
     SEARCHES,
     Accuracies,
     Comparison,
     Cost,
+    EqualTokens,
+    Fallbacks,
+    JudgeCard,
     MethodResult,
     Share,
 )
 from stagebeam.evaluation.scorers.conclusion import Outcome
-from stagebeam.evaluation.scoring import correct
-from stagebeam.evaluation.statistics import paired_difference, wilson
+from stagebeam.evaluation.scoring import correct, read
+from stagebeam.evaluation.statistics import bootstrap_share, paired_difference, wilson
 from stagebeam.records import Example
 from stagebeam.search.trace import Trace, UsageTrace, read_traces, write_traces
 from stagebeam.stages import conclusion
@@ -54,6 +58,7 @@ class AnswerRow(BaseModel):
     oracle: bool | None = None  # of whole answers: whether any candidate was right
     said: str | None = None  # under a benchmark's rule: what the reply was read as
     score: float | None = None  # under a benchmark's rule, from 0 to 1; right is 1
+    fallbacks: Fallbacks | None = None  # of this answer; earlier releases did not count them
     error: str | None = None
 
     @classmethod
@@ -86,6 +91,7 @@ class AnswerRow(BaseModel):
             oracle=any(score(example, c.text).score == 1 for c in whole) if whole else None,
             said=outcome.said if rule else None,
             score=outcome.score if rule else None,
+            fallbacks=_fallbacks(trace, outcome),
         )
 
     @classmethod
@@ -108,7 +114,18 @@ class AnswerRow(BaseModel):
 
 def _by_conclusion(example: Example, text: str) -> Outcome:
     said = conclusion(text)
-    return Outcome(said, float(correct(said, example)))
+    return Outcome(read(said, example), float(correct(said, example)))
+
+
+def _fallbacks(trace: Trace, outcome: Outcome) -> Fallbacks:
+    candidates = [candidate for stage in trace.stages for candidate in stage.candidates]
+    return Fallbacks(
+        unread=int(outcome.said is None),
+        untagged=sum(not candidate.valid for candidate in candidates),
+        cut=sum(candidate.finish == "length" for candidate in candidates),
+        limited=int(trace.limited is not None),
+        judge_failures=trace.usage.judge_failures,
+    )
 
 
 Rows = Mapping[str, Sequence[AnswerRow]]  # by `name_of` a method
@@ -200,6 +217,7 @@ def method_result(rows: Sequence[AnswerRow]) -> MethodResult:
         failures=dict(failures),
         by_category=_by_category(rows),
         cost=_cost(rows),
+        fallbacks=_all_fallbacks(rows),
     )
 
 
@@ -210,7 +228,17 @@ def share(rows: Sequence[AnswerRow]) -> Share:
         interval=wilson(right, len(rows)),
         questions=len(rows),
         correct=right,
+        bootstrap=bootstrap_share(right, len(rows)),
     )
+
+
+def _all_fallbacks(rows: Sequence[AnswerRow]) -> Fallbacks | None:
+    counted = [row.fallbacks for row in rows if row.error is None]
+    known = [fallbacks for fallbacks in counted if fallbacks is not None]
+    if len(known) < len(counted):
+        return None
+    names = Fallbacks.model_fields
+    return Fallbacks(**{name: sum(getattr(one, name) for one in known) for name in names})
 
 
 def _by_category(rows: Sequence[AnswerRow]) -> dict[str, Share]:
@@ -235,7 +263,7 @@ def _cost(rows: Sequence[AnswerRow]) -> Cost:
 def oracle_result(best_of_n: Sequence[AnswerRow], cost: Cost) -> MethodResult:
     """What perfect choosing among best-of-N's candidates would reach, at the given cost."""
     rows = [row.model_copy(update={"correct": bool(row.oracle)}) for row in best_of_n]
-    return method_result(rows).model_copy(update={"cost": cost})
+    return method_result(rows).model_copy(update={"cost": cost, "fallbacks": None})
 
 
 def compare(first: str, second: str, rows: Rows) -> Comparison:
@@ -254,11 +282,11 @@ def compare(first: str, second: str, rows: Rows) -> Comparison:
     )
 
 
-def summarise(rows: Rows) -> Accuracies:
+def summarise(rows: Rows, card: JudgeCard | None = None) -> Accuracies:
     """Every figure that follows from the answers: accuracies, costs, comparisons, the claim.
 
-    `rows` are keyed by `name_of` the method; greedy must be there. Raises ValueError as
-    `method_result` and `compare` do.
+    `rows` are keyed by `name_of` the method; greedy must be there. Without a judge's `card` the
+    claim speaks of no gain. Raises ValueError as `method_result` and `compare` do.
     """
     results = {name: method_result(answers) for name, answers in rows.items()}
     by_method: dict[str, dict[str, MethodResult]] = {}
@@ -283,7 +311,24 @@ def summarise(rows: Rows) -> Accuracies:
         oracle=oracle,
         judge_alone=results.get(JUDGE_ALONE),
         comparisons=comparisons,
-        claim=write_claim(comparisons),
+        against_greedy=tuple(compare(name, "greedy", rows) for name in rows if name != "greedy"),
+        equal_tokens=_at_equal_tokens(results, rows),
+        claim=write_claim(comparisons, doubt_about(card)),
+    )
+
+
+def _at_equal_tokens(results: Mapping[str, MethodResult], rows: Rows) -> tuple[EqualTokens, ...]:
+    tokens = {name: found.cost.all_tokens for name, found in results.items() if "@" in name}
+    return tuple(
+        EqualTokens(
+            first=first,
+            first_tokens=tokens[first],
+            method=method,
+            second=second,
+            second_tokens=tokens[second],
+            comparison=compare(first, second, rows) if tokens[second] >= tokens[first] else None,
+        )
+        for first, method, second in rivals(tokens)
     )
 
 

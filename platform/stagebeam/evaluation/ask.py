@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rule
 from stagebeam.evaluation.claim import JUDGE_ALONE
 from stagebeam.evaluation.question import prompt_of
-from stagebeam.inference.types import Generator
+from stagebeam.inference.types import Generator, Judge
 from stagebeam.openai_shape import openai_messages
 from stagebeam.records import Example
 from stagebeam.search import SearchSettings, Trace, answer
@@ -90,20 +90,28 @@ class HttpAsk:
         return trace
 
 
-class GeneratorAsk:
-    """Asks a generator in this process, greedily: no judge is there to choose."""
+class EngineAsk:
+    """Asks engines in this process; without a judge they can be asked greedily alone."""
 
-    def __init__(self, generator: Generator, fingerprint: str, settings: SearchSettings) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        fingerprint: str,
+        settings: SearchSettings,
+        judge: Judge | None = None,
+        judge_fingerprint: str | None = None,
+    ) -> None:
         self._generator, self._fingerprint, self._settings = generator, fingerprint, settings
+        self._judge, self._judge_fingerprint = judge, judge_fingerprint
 
     async def __call__(self, example: Example, method: Method, n: int) -> Trace:
         return await answer(
             prompt_of(example),
             self._generator,
-            None,
+            self._judge,
             replace(self._settings, method=method, candidates=n),
             generator_id=self._fingerprint,
-            judge_id=None,
+            judge_id=self._judge_fingerprint,
         )
 
 

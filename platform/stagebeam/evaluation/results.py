@@ -26,6 +26,9 @@ class Share(_Frozen):
     interval: Interval
     questions: int
     correct: int
+    bootstrap: Interval | None = Field(
+        None, description="95 % percentile bootstrap over questions, beside Wilson's."
+    )
 
 
 class Cost(_Frozen):
@@ -39,6 +42,21 @@ class Cost(_Frozen):
     image_encodes: float
     seconds: float = Field(description="Median wall clock of an answer, under the run's load.")
 
+    @property
+    def all_tokens(self) -> float:
+        """Sampled by the generator and read by the judge: what methods are set level by."""
+        return self.tokens + self.judge_tokens
+
+
+class Fallbacks(_Frozen):
+    """What did not go as it should and was not a failed call: nothing of it is hidden."""
+
+    unread: int = Field(0, description="Answers that the scoring rule could read nothing from.")
+    untagged: int = Field(0, description="Candidates without their tags, which lose by rule.")
+    cut: int = Field(0, description="Candidates that ended at max_new_tokens or another limit.")
+    limited: int = Field(0, description="Answers that a limit of tokens or seconds cut short.")
+    judge_failures: int = Field(0, description="Judge calls that failed or could not be read.")
+
 
 class MethodResult(Share):
     """One method at one N. A question whose call failed counts as wrong and is listed here."""
@@ -47,6 +65,9 @@ class MethodResult(Share):
     failures: dict[str, int] = Field(default_factory=dict, description="Reason -> questions.")
     by_category: dict[str, Share] = Field(default_factory=dict)
     cost: Cost
+    fallbacks: Fallbacks | None = Field(
+        None, description="None where answers were kept by a release that did not count them."
+    )
 
 
 class Comparison(_Frozen):
@@ -62,6 +83,9 @@ class Comparison(_Frozen):
     questions: int
     only_first: int
     only_second: int
+    bootstrap: Interval | None = Field(
+        None, description="95 % percentile bootstrap over questions, beside Newcombe's."
+    )
 
     @property
     def shown(self) -> int:
@@ -74,6 +98,22 @@ class Comparison(_Frozen):
         return 1 if self.difference > 0 else -1
 
 
+class EqualTokens(_Frozen):
+    """A method at one N beside another method that was given at least as many tokens.
+
+    Tokens are means for an answer, sampled by the generator and read by the judge. `second` is the
+    cheapest measured N of `method` that cost no less than `first`; where none did, it is the
+    dearest one, and there is no comparison, as it would favour `first`.
+    """
+
+    first: str
+    first_tokens: float
+    method: str
+    second: str
+    second_tokens: float
+    comparison: Comparison | None
+
+
 class PairShare(_Frozen):
     """How many pairs with a known answer a judge got right; a tie is not right."""
 
@@ -81,6 +121,14 @@ class PairShare(_Frozen):
     interval: Interval
     pairs: int
     correct: int
+
+
+class CalibrationBin(PairShare):
+    """Pairs with margins of about the same size."""
+
+    low: float = Field(description="Smallest |margin|, log-odds.")
+    high: float = Field(description="Largest |margin|, log-odds.")
+    confidence: float = Field(description="Mean probability that the judge gave its winner.")
 
 
 class JudgeCard(PairShare):
@@ -94,6 +142,19 @@ class JudgeCard(PairShare):
     )
     by_stage: dict[str, PairShare]
     by_category: dict[str, PairShare] = Field(default_factory=dict)
+    longer_share: float | None = Field(
+        None, description="Share of decided pairs won by the longer text; None where none is."
+    )
+    better_longer: PairShare | None = Field(
+        None, description="Pairs in which the better one is the longer, in characters."
+    )
+    better_shorter: PairShare | None = None
+    calibration: tuple[CalibrationBin, ...] = Field(
+        (), description="Decided pairs in bins of equal number, by |margin|."
+    )
+    calibration_error: float | None = Field(
+        None, description="Expected calibration error: mean |confidence - accuracy| of the bins."
+    )
     judge_tokens: float = Field(0.0, description="Mean tokens read for one pair.")
     seconds: float = Field(0.0, description="Wall clock of the whole measurement.")
 
@@ -112,6 +173,15 @@ class JudgeResult(JudgeCard):
     kind: str
     training: JudgeTrainingCost | None = None
     kinds: dict[str, JudgeCard] = Field(default_factory=dict)
+    pairs_from: str | None = Field(None, description="Where the pairs come from, in a sentence.")
+    alone: Share | None = Field(
+        None, description="The judge's own model, answering the evaluation's questions greedily."
+    )
+
+    @property
+    def cards(self) -> dict[str, JudgeCard]:
+        """Every card, that of the judge which was used among them."""
+        return {**self.kinds, self.kind: self}
 
 
 class TrainResult(BaseModel):
@@ -151,7 +221,36 @@ class Accuracies(_Frozen):
     oracle: dict[str, MethodResult] = Field(default_factory=dict)
     judge_alone: MethodResult | None = None
     comparisons: tuple[Comparison, ...] = ()
+    against_greedy: tuple[Comparison, ...] = ()
+    equal_tokens: tuple[EqualTokens, ...] = ()
     claim: str
+
+
+class RepeatFile(_Frozen):
+    """A file that answers depend on."""
+
+    path: str
+    sha256: str
+    rows: int | None = None
+
+
+class RepeatWeights(_Frozen):
+    """A model that answers depend on."""
+
+    folder: str = Field(description="Folder, hub name, or name at its server.")
+    fingerprint: str | None
+
+
+class Repeat(_Frozen):
+    """Whatever it takes to do it again. The recipe itself lies beside the report."""
+
+    command: str
+    directory: str = Field(description="Where it was run; the recipe's paths start there.")
+    commit: str | None = Field(description="Of the source, `-dirty` where it was changed since.")
+    files: tuple[RepeatFile, ...] = ()
+    weights: dict[str, RepeatWeights] = Field(default_factory=dict)
+    seeds: dict[str, int] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Results(Accuracies):
@@ -168,3 +267,4 @@ class Results(Accuracies):
     machine: dict[str, Any] = Field(default_factory=dict)
     wandb: dict[str, str | None] | None = None
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall clock of each step.")
+    repeat: Repeat | None = None

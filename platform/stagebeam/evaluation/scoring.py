@@ -26,13 +26,24 @@ def correct(conclusion: str | None, example: Example) -> bool:
     """
     if example.answer is None or not normalise(example.answer):
         raise ValueError(f"Example {example.id} has no gold answer to score against.")
-    options = dict(zip(string.ascii_uppercase, example.choices, strict=False))
-    gold = _gold_letter(example, options) if options else None
+    options = _options(example)
+    gold = _gold_letter(example, options) if options else normalise(example.answer)
+    return read(conclusion, example) == gold
+
+
+def read(conclusion: str | None, example: Example) -> str | None:
+    """What is scored of `conclusion`: the letter of the option that it names, or without choices
+    its normalised text. None where it names no option or says nothing."""
     if conclusion is None:
-        return False
-    if gold is not None:
-        return match_choice(conclusion, options, "strict") == gold
-    return normalise(conclusion) == normalise(example.answer)
+        return None
+    if options := _options(example):
+        letter = match_choice(conclusion, options, "strict")
+        return letter if letter in options else None
+    return normalise(conclusion) or None
+
+
+def _options(example: Example) -> dict[str, str]:
+    return dict(zip(string.ascii_uppercase, example.choices, strict=False))
 
 
 def _gold_letter(example: Example, options: Mapping[str, str]) -> str:
