@@ -83,16 +83,19 @@ async def follow(
     Raises LostError where the head stays away (the job may well go on), UnknownJobError where it
     knows no such job.
     """
+    told = -1  # where it was last said, in lines
     while True:
-        lost = None
+        lost = False
         try:
             await _stream(head, job, shown)
         except LostError as error:
-            lost = error
-            note(f"The connection to the head is lost ({error}); trying again.")
-        details = await asyncio.to_thread(answered, lambda: head.get_job_info(job), patience)
+            lost = True
+            if shown.lines != told:
+                note(f"The connection to the head is lost ({error}); trying again.")
+                told = shown.lines
+        details = await answered(lambda: head.get_job_info(job), patience)
         over = details.status.is_terminal()
-        if over or lost is not None:
+        if over or lost:
             # The node with the log may be gone, whose log goes with it: that is no reason to wait.
             with suppress(LostError):
                 shown.whole(await asyncio.to_thread(head.get_job_logs, job))

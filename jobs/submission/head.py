@@ -6,6 +6,7 @@ what it raises does not say whether asking again can help. Here it does: `LostEr
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,13 +17,20 @@ from urllib.parse import urlsplit
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import (
+    AsyncRetrying,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential,
+)
 
 T = TypeVar("T")
 
-# Seconds to connect, and without a byte of an answer: a large package is stored before the answer.
-TIMEOUT = (10.0, 120.0)
+# Seconds to connect, and without a byte of an answer; a package is stored before the answer.
+_CONNECT, _ANSWER, _STORE = 10.0, 30.0, 180.0
 PATIENCE = 300.0  # seconds that a head may be away
+START_PATIENCE = 60.0  # seconds until a head that has just started takes jobs
 # Ray's client puts the address in any of these over the one that it is given.
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 # They say of each package and connection how it went.
@@ -45,15 +53,17 @@ class Head(JobSubmissionClient):
     """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        limits = (_CONNECT, _ANSWER if method == "GET" else _STORE)
         try:
-            response = super()._do_request(method, endpoint, timeout=TIMEOUT, **options)
+            response = super()._do_request(method, endpoint, timeout=limits, **options)
         except AuthenticationError as error:
             missing = str(error).startswith("Authentication required")
             status = HTTPStatus.UNAUTHORIZED if missing else HTTPStatus.FORBIDDEN
             raise self.unauthorised(status) from None
         except requests.RequestException as error:
             raise LostError(f"{type(error).__name__} at {self._address}{endpoint}") from error
-        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        # A package that is not stored is too large: sending it again would not help.
+        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and method != "PUT":
             raise LostError(f"{response.status_code}: {_last_line(response.text)}")
         return response
 
@@ -99,7 +109,7 @@ def submit(
     job: str,
     command: str,
     runtime_env: Mapping[str, Any],
-    patience: float = PATIENCE,
+    patience: float = START_PATIENCE,
 ) -> None:
     """Hand over a job under an id of ours, so that one whose answer was lost is not run twice.
 
@@ -110,27 +120,31 @@ def submit(
     def hand_over() -> None:
         try:
             head.submit_job(entrypoint=command, submission_id=job, runtime_env=dict(runtime_env))
-        except ValueError:
-            if attempts.statistics["attempt_number"] == 1 or not _known(head, job):
+        except (LostError, ValueError):
+            # What was lost may be the answer alone; a second time, the head has it already.
+            if not _known(head, job):
                 raise
 
-    attempts = _patient(patience)
-    attempts(hand_over)
+    Retrying(**_again(patience))(hand_over)
 
 
-def answered(ask: Callable[[], T], patience: float = PATIENCE) -> T:
+async def answered(ask: Callable[[], T], patience: float = PATIENCE) -> T:
     """What the head answers, asked again while it is away. Raises LostError after `patience`
     seconds."""
-    return _patient(patience)(ask)
+
+    async def once() -> T:  # in a thread for one request alone: between them Ctrl-C is heard
+        return await asyncio.to_thread(ask)
+
+    return await AsyncRetrying(**_again(patience))(once)
 
 
-def _patient(patience: float) -> Retrying:
-    return Retrying(
-        retry=retry_if_exception_type(LostError),
-        wait=wait_exponential(multiplier=0.5, max=10),
-        stop=stop_after_delay(patience),
-        reraise=True,
-    )
+def _again(patience: float) -> dict[str, Any]:
+    return {
+        "retry": retry_if_exception_type(LostError),
+        "wait": wait_exponential(multiplier=0.5, max=10),
+        "stop": stop_after_delay(patience),
+        "reraise": True,
+    }
 
 
 def _known(head: Head, job: str) -> bool:
