@@ -114,6 +114,8 @@ async def _stream(head: Head, job: str, shown: Shown) -> None:
     except aiohttp.WSServerHandshakeError as error:
         if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise head.unauthorised(error.status) from None
+        if error.status == HTTPStatus.NOT_FOUND:
+            raise head.unknown() from None
         raise LostError(str(error.status)) from error
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
         raise LostError(type(error).__name__) from error

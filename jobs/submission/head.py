@@ -69,8 +69,11 @@ class Head(JobSubmissionClient):
 
     def _raise_error(self, r: requests.Response) -> None:
         if r.status_code == HTTPStatus.NOT_FOUND:
-            raise UnknownJobError(f"The head at {self._address} knows no such job.")
+            raise self.unknown()
         raise ValueError(f"The head at {self._address} refuses: {_last_line(r.text)}")
+
+    def unknown(self) -> UnknownJobError:
+        return UnknownJobError(f"The head at {self._address} knows no such job.")
 
     def unauthorised(self, status: int) -> ValueError:
         """What to say to one whose token is missing (401) or wrong (403)."""

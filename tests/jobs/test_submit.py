@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from ray.util.state import list_tasks
 from ray_nodes import environment, ray_nodes
 from shaky_wire import ShakyWire
 from typer.testing import CliRunner
@@ -135,23 +136,20 @@ def test_a_wrong_recipe_ends_the_command_with_the_jobs_status_and_its_reason(
 
 
 @pytest.mark.slow
-def test_a_detached_job_goes_on_and_is_followed_later(url: str, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, SCENES)
+def test_a_detached_job_goes_on_over_several_raylets_and_is_followed_later(
+    url: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, SCENES | {"rows": 96})
     left = run(tmp_path, "prepare", recipe, "--to", url, "--detach")
     assert left.returncode == 0, left.stderr
     followed = run(tmp_path, "--to", url, "--attach", left.stdout.strip())
     assert followed.returncode == 0, followed.stderr
     assert "usable" in followed.stdout
-    assert len(ids(tmp_path)) == 16
-
-
-@pytest.mark.slow
-def test_prepare_uses_every_raylet(url: str, tmp_path: Path) -> None:
-    rows = 80
-    recipe = write_recipe(tmp_path, {"kind": "scenes", "rows": rows})
-    done = run(tmp_path, "prepare", recipe, "--to", url)
-    assert done.returncode == 0, done.stderr
-    assert len(set(ids(tmp_path))) == rows
+    assert len(set(ids(tmp_path))) == 96
+    reading = [("name", "=", "MapBatches(run)"), ("state", "=", "FINISHED")]
+    tasks = list_tasks(address=url, filters=reading, limit=1000)
+    print([(t.name, t.node_id) for t in list_tasks(address=url, limit=1000)])
+    assert len({task.node_id for task in tasks}) >= 2
 
 
 def interrupted(
@@ -297,6 +295,14 @@ def test_a_head_with_a_token_is_spoken_to_with_it_alone(tmp_path: Path) -> None:
     assert without.stderr.count("\n") == refused.stderr.count("\n") == 1
     assert done.returncode == 0, done.stderr
     assert len(ids(tmp_path)) == 16
+
+
+@pytest.mark.slow
+def test_a_job_runs_here_in_a_ray_of_its_own(clone: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, SCENES)
+    done = run(tmp_path, "prepare", "recipe.yaml", "--working-dir", clone, "--to", "local")
+    assert done.returncode == 0, done.stderr
+    assert all(name.startswith("cloned-") for name in ids(tmp_path))
 
 
 def test_a_job_runs_here_whatever_the_environment_says_of_a_cluster(
