@@ -148,7 +148,6 @@ def test_a_detached_job_goes_on_over_several_raylets_and_is_followed_later(
     assert len(set(ids(tmp_path))) == 96
     reading = [("name", "=", "MapBatches(run)"), ("state", "=", "FINISHED")]
     tasks = list_tasks(address=url, filters=reading, limit=1000)
-    print([(t.name, t.node_id) for t in list_tasks(address=url, limit=1000)])
     assert len({task.node_id for task in tasks}) >= 2
 
 
