@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "Serve the recipe's generator and judge over HTTP.",
     "submit": "Run a job here or on a cluster, follow it, and end as it ends.",
     "ask": "Ask a served model, and watch its search in the terminal.",
+    "render": "Write what a cluster needs to run a recipe: KubeRay's objects, or for ray up.",
     "trace": "Write a saved trace as a page that needs no network.",
 }
 

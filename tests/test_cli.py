@@ -20,6 +20,7 @@ READS = {"preferences": "trace", "trace": "trace", "ask": "question"}
 NEEDS = {
     "preferences": ("--output", "pairs"),
     "ask": ("--url", "http://127.0.0.1:9"),
+    "render": ("--what", "train"),
     "submit": ("--to", "local"),
 }
 FIRST = {"submit": ("prepare",)}
