@@ -21,7 +21,9 @@ NEEDS = {
     "preferences": ("--output", "pairs"),
     "ask": ("--url", "http://127.0.0.1:9"),
     "render": ("--what", "train"),
+    "submit": ("--to", "local"),
 }
+FIRST = {"submit": ("prepare",)}
 
 # A job that another test has imported runs again here as a script, as it is meant to.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -68,7 +70,7 @@ def test_a_commands_help_is_its_jobs_help(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(name: str, tmp_path: Path) -> None:
     missing = tmp_path / "no.yaml"
-    failed = call(name, str(missing), *NEEDS.get(name, ()))
+    failed = call(name, *FIRST.get(name, ()), str(missing), *NEEDS.get(name, ()))
     assert failed.exit_code == 2, failed.output
     expected = f"There is no {READS.get(name, 'recipe')} file at {missing}."
     if name == "ask":  # what is no image is the question

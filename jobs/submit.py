@@ -1,0 +1,180 @@
+"""Run a job here or on a cluster: `python -m jobs.submit JOB RECIPE [arguments] --to WHERE`.
+
+Where is one flag; the recipe and the job are the same. On a cluster, the clone that this command
+is from and the recipe are shipped, the log is shown as it grows, and the job's exit status is this
+command's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.cluster import ROOT
+from jobs.errors import run_job
+from jobs.submission.follow import Outcome, Shown, follow, to_stdout
+from jobs.submission.head import ADDRESS_VARIABLES, Head, LostError, connect, submit
+from jobs.submission.shipping import relative_paths, runtime_env, shipment
+from stagebeam.recipe import Recipe, load_recipe
+
+Job = Literal[
+    "prepare", "annotate", "validate", "train", "judge", "evaluate", "calibrate", "quickstart"
+]
+HERE = "local"
+INTERRUPTED = 130  # as a shell has it after Ctrl-C
+STAYED_AWAY = os.EX_TEMPFAIL  # 75: the head is away, how the job ends is not known
+_STOP_PATIENCE = 60.0  # seconds for a job that is told to stop
+
+
+def run_here(job: Job, recipe: Path, arguments: Sequence[str], clone: Path) -> None:
+    """Become the job, with a Ray that it starts itself. Does not return."""
+    variables = {name: str(value) for name, value in _variables(clone).items()}
+    environment = {**os.environ, **variables}
+    for name in ADDRESS_VARIABLES:
+        environment.pop(name, None)
+    sources = [str(clone / "platform"), str(clone)]
+    environment["PYTHONPATH"] = os.pathsep.join(sources)
+    # -P: the current folder's files are data, whatever their names
+    command = [sys.executable, "-P", "-m", f"jobs.{job}", str(recipe), *arguments]
+    sys.stdout.flush()
+    os.execve(sys.executable, command, environment)
+
+
+def _variables(clone: Path) -> dict[str, object]:
+    found = runtime_env(clone).get("env_vars", {})
+    assert isinstance(found, dict)
+    return found
+
+
+def hand_over(
+    head: Head, job: Job, path: Path, recipe: Recipe, arguments: Sequence[str], clone: Path
+) -> str:
+    """Ship and start a job; returns its id. Raises ValueError where the head does not take it."""
+    name = f"stagebeam-{job}-{secrets.token_hex(6)}"
+    if relative := relative_paths(recipe):
+        _note(
+            f"warning: {', '.join(relative)}: relative, so they lie in the job's own copy of the "
+            "folder and go with it; name storage that all nodes see"
+        )
+    with shipment(job, path, recipe, arguments, clone) as shipped:
+        try:
+            submit(head, name, shipped.command, shipped.runtime_env)
+        except LostError as error:
+            raise ValueError(f"The head has stopped answering: {error}.") from None
+        except KeyboardInterrupt:
+            _note(f"If the head has taken the job, it is {name}.")
+            raise
+    return name
+
+
+def watch(head: Head, job: str, again: str, *, skip: int, stop: bool) -> int:
+    """Follow a job to its end, or until Ctrl-C; the exit status.
+
+    `again` is the command that follows it again.
+    """
+    shown = Shown(to_stdout, skip)
+    try:
+        ended = asyncio.run(follow(head, job, shown, note=_note))
+    except LostError as error:
+        _note(f"The head stays away ({error}); the job may go on. To follow it again:")
+        _note(f"  {again} --from-line {shown.lines}")
+        return STAYED_AWAY
+    except KeyboardInterrupt:
+        if stop:
+            _note(_stopped(head, job, shown).sentence)
+        else:
+            _note(f"\nJob {job} goes on. To follow it again:")
+            _note(f"  {again} --from-line {shown.lines}")
+        return INTERRUPTED
+    _note(f"error: {ended.sentence}" if ended.status else ended.sentence)
+    return ended.status
+
+
+def _stopped(head: Head, job: str, shown: Shown) -> Outcome:
+    """Stop a job, and show what it still writes."""
+    try:
+        head.stop_job(job)
+        return asyncio.run(follow(head, job, shown, patience=_STOP_PATIENCE))
+    except LostError as error:
+        return Outcome(INTERRUPTED, f"Job {job} could not be stopped: the head is away ({error}).")
+
+
+def _note(said: str) -> None:
+    """For who watches: the job's own words alone are on stdout."""
+    print(said, file=sys.stderr, flush=True)
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def main(
+    to: Annotated[
+        str, typer.Option(help="local, or the address of a head's dashboard: http://HEAD:8265.")
+    ],
+    job: Annotated[Job | None, typer.Argument(help="What to run.", show_default=False)] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML).")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="The job's own arguments, such as --fresh.")
+    ] = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="The clone whose code runs.", show_default="this one")
+    ] = ROOT,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and leave.")] = False,
+    attach: Annotated[
+        str | None, typer.Option(help="Follow the job of this id, from its first line.")
+    ] = None,
+    from_line: Annotated[int, typer.Option(min=0, help="Lines to leave out.")] = 0,
+    stop_on_interrupt: Annotated[
+        bool, typer.Option("--stop-on-interrupt", help="Ctrl-C stops the job, too.")
+    ] = False,
+) -> None:
+    """Run a job here or on a cluster, follow it, and end as it ends."""
+
+    def run() -> int:
+        if attach is not None:
+            if job is not None or detach:
+                raise ValueError("--attach takes the job's id and --to, no job and no --detach.")
+            id_, head = attach, connect(_head(to))
+        else:
+            if job is None or recipe is None:
+                raise ValueError("Name a job and a recipe, or --attach and a job's id.")
+            loaded = load_recipe(recipe)
+            if to == HERE:
+                if detach:
+                    raise ValueError(f"--detach needs a head that keeps the job: {_START}.")
+                run_here(job, recipe, arguments or (), working_dir.resolve())
+            head = connect(_head(to))
+            id_ = hand_over(head, job, recipe, loaded, arguments or (), working_dir)
+            if detach:
+                print(id_)
+                return 0
+        again = shlex.join(["stagebeam", "submit", "--to", to, "--attach", id_])
+        return watch(head, id_, again, skip=from_line, stop=stop_on_interrupt)
+
+    try:
+        status = run_job(run)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    raise SystemExit(status)
+
+
+_START = "start one by `ray start --head`, and name it by --to http://127.0.0.1:8265"
+
+
+def _head(to: str) -> str:
+    if to == HERE:
+        raise ValueError(f"A job that runs here ends with its command: {_START}.")
+    return to
+
+
+if __name__ == "__main__":
+    app()
