@@ -2,8 +2,8 @@
 
 Three models of each seed, trained on the same scenes for as many steps (the paper's ablations,
 arXiv 2411.10440, table 2): conclusions alone, all four stages without their tags, and the four
-stages with them. Fresh scenes are asked greedily; of the model with stages, whose conclusions can be
-told from the rest, also by majority, best-of-N and stage beam, the model its own judge.
+stages with them. Fresh scenes are asked greedily; of the model with stages, whose conclusions can
+be told from the rest, also by majority, best-of-N and stage beam, the model its own judge.
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ class Remembering:
         self._known: dict[object, list[Candidate | Usage]] = {}
 
     async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
-        key = question_key(request.prompt), replace(request, prompt=None)  # type: ignore[arg-type]
+        how = request.prefix, request.stops, request.seeds, request.sampling
+        key = question_key(request.prompt), *how
         if key not in self._known:
             self._known[key] = [item async for item in self._generator.propose(request)]
         for item in self._known[key]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stagebeam.inference.types import Judge, Judgement, JudgeRequest, Usage, Verdict
 
@@ -22,7 +23,10 @@ class EnsembleJudge:
     async def compare(self, request: JudgeRequest) -> Judgement:
         """A verdict for each pair. Raises what a member raises."""
         said = await asyncio.gather(*(member.compare(request) for member in self._members))
-        usage = sum((one.usage for one in said), Usage())
+        usage = replace(
+            sum((one.usage for one in said), Usage()),
+            sequential_passes=max(one.usage.sequential_passes for one in said),
+        )
         verdicts = tuple(
             Verdict(sum(v.forward for v in of_pair), sum(v.backward for v in of_pair))
             for of_pair in zip(*(one.verdicts for one in said), strict=True)
