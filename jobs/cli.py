@@ -23,6 +23,7 @@ COMMANDS = {
     "preferences": "Write the winners and losers of traces as pairs to train on.",
     "serve": "Serve the recipe's generator and judge over HTTP.",
     "ask": "Ask a served model, and watch its search in the terminal.",
+    "render": "Write what a cluster needs to run a recipe: KubeRay's objects, or for ray up.",
     "trace": "Write a saved trace as a page that needs no network.",
 }
 

@@ -18,6 +18,9 @@ LOCAL_OBJECT_STORE = 1 << 30  # bytes; shards are streamed, never held
 # A Unix socket's path has at most 107 bytes, and Ray's add 64 to the session folder's.
 _LONGEST_FOLDER = 107 - 64
 _PREFIX = "stagebeam-ray-"
+# Serve kills a proxy that is not ready within five seconds and starts another; busy machines take
+# longer.
+SERVE_ENV = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def ray_session() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         # Relative: every node unpacks the shipped folder somewhere else, and starts workers in it.
         shipped = {} if os.environ.get("PYTHONPATH") else {"PYTHONPATH": "platform"}
-        ray.init(log_to_driver=False, runtime_env={"env_vars": shipped})
+        ray.init(log_to_driver=False, runtime_env={"env_vars": shipped | SERVE_ENV})
         try:
             yield
         finally:
@@ -51,7 +54,7 @@ def ray_session() -> Iterator[None]:
             logging_level=logging.WARNING,
             object_store_memory=LOCAL_OBJECT_STORE,
             _temp_dir=folder,
-            runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}},
+            runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", **SERVE_ENV}},
         )
         yield
         failed = False

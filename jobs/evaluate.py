@@ -415,7 +415,7 @@ async def _measure_all(
         )
         return found.rows
 
-    figures = await measure_benchmarks(config.benchmarks, config.output_dir, ask)
+    figures = await measure_benchmarks(config.benchmarks, config.output_dir, ask, console)
     return replace(measured, benchmarks=figures)
 
 

@@ -69,12 +69,12 @@ def build_app(
     judge too; and one for traces where there may be several gateways. Loaders run inside the
     replicas."""
     engine, judging = _found_anywhere(config.generator), _found_anywhere(config.judge)
-    generators = _deployed(GeneratorReplica, engine_options(config, "generator", engine.scaling))
+    generators = _deployed(GeneratorReplica, engine_options(config, "generator", engine))
     if judging.on_generator:
         generator, judge = generators.bind(engine, generator_loader, judging), None
     else:
         generator = generators.bind(engine, generator_loader)
-        judges = _deployed(JudgeReplica, engine_options(config, "judge", judging.scaling))
+        judges = _deployed(JudgeReplica, engine_options(config, "judge", judging))
         judge = judges.bind(judging, judge_loader)
     searchers = _deployed(Searcher, searcher_options(config))
     searcher = searchers.bind(generator, judge, config.placement, judging)

@@ -13,20 +13,19 @@ from typing import Any
 
 import yaml
 
-from serve.app import APP
+from serve.app import APP, required_serve
 from serve.logs import LOGGING
-from stagebeam.recipe import load_recipe
+from stagebeam.recipe import Recipe, load_recipe
 
 FOLDER = Path(__file__).parent / "config"
 # Proxies of a cluster are asked from other machines, at a port that somebody has written down.
 _HOST, _PORT = "0.0.0.0", 8000
 
 
-def deploy_config(recipe: Path) -> dict[str, Any] | None:
-    """Of a recipe with a `serve` section; None for one without."""
-    config = load_recipe(recipe).serve
-    if config is None:
-        return None
+def deploy_config(recipe: Recipe, path: Path | str) -> dict[str, Any]:
+    """Of a recipe that the cluster's nodes find at `path`. Raises ValueError where it has no
+    `serve` section."""
+    config = required_serve(recipe)
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": _HOST, "port": config.port or _PORT},
@@ -36,17 +35,18 @@ def deploy_config(recipe: Path) -> dict[str, Any] | None:
                 "name": APP,
                 "route_prefix": "/",
                 "import_path": "serve.app:app_from_recipe",
-                "args": {"recipe": str(recipe)},
+                "args": {"recipe": str(path)},
             }
         ],
     }
 
 
 def written(recipe: Path) -> str | None:
-    """The file's text."""
-    config = deploy_config(recipe)
-    if config is None:
+    """The file's text; None of a recipe without a `serve` section."""
+    loaded = load_recipe(recipe)
+    if loaded.serve is None:
         return None
+    config = deploy_config(loaded, recipe)
     made = f"# Made from {recipe} by `python -m serve.deploy_config {recipe}`.\n"
     return made + yaml.safe_dump(config, sort_keys=False)
 

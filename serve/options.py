@@ -10,7 +10,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from serve.logs import LOGGING
 from serve.routing import QuestionRouter
 from serve.scaling import by_questions
-from stagebeam.recipe import Autoscaling, Scaling, ServeConfig
+from stagebeam.recipe import EngineConfig, Scaling, ServeConfig
 
 # Calls that a replica takes in for each row of a batch: the engine, not Serve, does the batching.
 _CALLS_PER_ROW = 4
@@ -48,11 +48,12 @@ def searcher_options(config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def engine_options(config: ServeConfig, name: str, scaling: Autoscaling) -> dict[str, Any]:
+def engine_options(config: ServeConfig, name: str, engine: EngineConfig) -> dict[str, Any]:
     """Of the generator or the judge: several calls are one question, and a question's calls find
     the keys and values of their prefix on the same replica."""
+    scaling = engine.scaling
     options = _common(config, name, scaling)
-    options["ray_actor_options"]["num_gpus"] = scaling.num_gpus
+    options["ray_actor_options"]["num_gpus"] = engine.gpus
     policy = AutoscalingPolicy(policy_function=by_questions)
     router: dict[str, Any] = {
         "request_router_class": QuestionRouter,

@@ -72,7 +72,7 @@ def test_the_import_contracts_hold() -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-@pytest.mark.parametrize("room", ["stages", "records", "recipe", "search", "evaluation"])
+@pytest.mark.parametrize("room", ["stages", "records", "recipe", "cluster", "search", "evaluation"])
 def test_a_light_room_loads_neither_torch_nor_ray(room: str) -> None:
     code = f"""
 import importlib, pkgutil, sys

@@ -73,6 +73,25 @@ def write(path: Path, **sections: Any) -> Path:
             },
             "'serve.generator.scaling': max_replicas is below min_replicas",
         ),
+        (
+            {"serve": {"generator": {"model": "m", "tensor_parallel": 2}, "judge": {"model": "m"}}},
+            "'serve.generator': engine transformers has no tensor_parallel; engine vllm has",
+        ),
+        (
+            {
+                "serve": {
+                    "generator": {
+                        "engine": "vllm",
+                        "model": "m",
+                        "tensor_parallel": 2,
+                        "scaling": {"num_gpus": 1},
+                    },
+                    "judge": {"model": "m"},
+                }
+            },
+            "'serve.generator': tensor_parallel 2 reserves as many GPUs a replica; leave out "
+            "scaling.num_gpus 1",
+        ),
         ({"data": {"shards": "s", "sources": [{}]}}, r"'data.sources.0.kind' is missing"),
         ({"data": {"shards": "s", "sources": [{"kind": "csv"}]}}, r"'data.sources.0': .*'csv'"),
         ({"seed": "x" * 5000}, "'seed'"),

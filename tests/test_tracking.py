@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from stagebeam.recipe import TrackingConfig
 from stagebeam.tracking import run_id, start_run
+from stagebeam.tracking_config import TrackingConfig
 
 ROOT = Path(__file__).parents[1]
 

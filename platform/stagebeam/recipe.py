@@ -12,10 +12,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stagebeam.annotate_config import AnnotateConfig
-from stagebeam.endpoint_config import EngineServer
+from stagebeam.endpoint_config import EngineServer, ServerConfig
 from stagebeam.gateway_config import ImagesConfig, KeysConfig
 from stagebeam.schema import Candidates, Method, PositiveInt, Section, Tournament
-from stagebeam.source_config import Source
+from stagebeam.source_config import HeldOut, Source
+from stagebeam.tracking_config import TrackingConfig
 from stagebeam.train_config import TrainConfig
 
 
@@ -32,13 +33,6 @@ class ModelConfig(Section):
         "decoder layers there.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Weights in compute.")
-
-
-class HeldOut(Section):
-    """Rows kept from training, chosen by a hash of their images."""
-
-    share: float = Field(gt=0, lt=1, description="Share of the rows.")
-    split: str = Field("test", min_length=1, description="Split that they are written under.")
 
 
 class DataConfig(Section):
@@ -160,6 +154,11 @@ class EngineConfig(Section):
     max_length: PositiveInt | None = Field(
         None, description="Longest prompt and answer together, tokens, of vLLM; else the model's."
     )
+    tensor_parallel: PositiveInt = Field(
+        1,
+        description="GPUs of one node over which vLLM divides the model of each replica; the "
+        "replica reserves them, and scaling.num_gpus is left out.",
+    )
     scaling: Autoscaling = Field(default_factory=Autoscaling)
 
     @model_validator(mode="after")
@@ -175,6 +174,24 @@ class EngineConfig(Section):
         if self.engine != "vllm" and self.max_length is not None:
             raise ValueError(f"engine {self.engine} has no max_length; engine vllm has")
         return self
+
+    @model_validator(mode="after")
+    def _tensor_parallel(self) -> Self:
+        if self.tensor_parallel == 1:
+            return self
+        if self.engine != "vllm":
+            raise ValueError(f"engine {self.engine} has no tensor_parallel; engine vllm has")
+        if self.scaling.num_gpus not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"tensor_parallel {self.tensor_parallel} reserves as many GPUs a replica; leave "
+                f"out scaling.num_gpus {self.scaling.num_gpus:g}"
+            )
+        return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that Ray reserves a replica."""
+        return self.tensor_parallel if self.tensor_parallel > 1 else self.scaling.num_gpus
 
 
 class JudgeConfig(EngineConfig):
@@ -327,6 +344,33 @@ class SearchConfig(Section):
         return self
 
 
+class ReviewConfig(ServerConfig):
+    """A judge model behind an OpenAI-compatible server, which grades answers to benchmarks."""
+
+    model: str = Field(min_length=1, description="Name of the model at the server.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
+    max_tokens: PositiveInt = Field(
+        1024, description="Longest reply, tokens; raise it for a model that thinks first."
+    )
+    concurrency: PositiveInt = Field(8, description="Calls in flight.")
+    extra: dict[str, Any] = Field(
+        {},
+        description="Further keys of every request, such as `{search: {method: greedy}}` for an "
+        "endpoint of this project.",
+    )
+
+    @property
+    def as_engine(self) -> EngineConfig:
+        """The same model and server as an engine section names them."""
+        server = {name: getattr(self, name) for name in ServerConfig.model_fields}
+        return EngineConfig(
+            engine="openai",
+            model=self.model,
+            server=EngineServer(**server),
+            scaling=Autoscaling(max_batch_rows=self.concurrency),
+        )
+
+
 class BenchmarkSet(Section):
     """Public benchmarks to ask too (docs/evaluation.md)."""
 
@@ -337,6 +381,9 @@ class BenchmarkSet(Section):
         description="Read replies as published figures do, or the conclusion alone.",
     )
     rows: PositiveInt | None = Field(None, description="Rows of each, from the start; None: all.")
+    review: ReviewConfig | None = Field(
+        None, description="Who grades replies to MMVet and LLaVA-Bench and extracts MathVista's."
+    )
 
 
 class EvaluationConfig(Section):
@@ -354,16 +401,6 @@ class EvaluationConfig(Section):
     )
     concurrency: PositiveInt = Field(16, description="Questions in flight.")
     benchmarks: BenchmarkSet | None = Field(None, description="Public benchmarks to ask too.")
-
-
-class TrackingConfig(Section):
-    """Weights & Biases. Without a key the run is kept offline and can be synced later."""
-
-    enabled: bool = Field(True, description="Record the run.")
-    project: str = Field("stagebeam", description="W&B project.")
-    mode: Literal["auto", "online", "offline"] = Field(
-        "auto", description="`auto` is online where a key is set, else offline."
-    )
 
 
 class Recipe(Section):
@@ -394,32 +431,35 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        return Recipe.model_validate(_read(path, ()))
+        return Recipe.model_validate(read_settings(path))
     except ValidationError as error:
         raise ValueError(f"The recipe {path} is wrong: {describe(error)}.") from None
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's settings over those of the recipe that it extends."""
+def read_settings(path: Path, what: str = "recipe", above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings over those of the file that it extends; `above` are those that extend it.
+
+    Raises ValueError with one sentence where there is no such file or it is no YAML mapping.
+    """
     try:
         with path.open(encoding="utf-8") as stream:
             loaded = yaml.safe_load(stream)
     except FileNotFoundError:
-        raise ValueError(f"There is no recipe file at {path}.") from None
+        raise ValueError(f"There is no {what} file at {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The recipe {path} cannot be read: {error}.") from None
+        raise ValueError(f"The {what} {path} cannot be read: {error}.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         where = " ".join(str(error).split())
-        raise ValueError(f"The recipe {path} is not valid YAML: {where}.") from None
+        raise ValueError(f"The {what} {path} is not valid YAML: {where}.") from None
     if not isinstance(loaded, dict):
-        raise ValueError(f"The recipe {path} must be a mapping of sections.")
+        raise ValueError(f"The {what} {path} must be a mapping of sections.")
     if "extends" not in loaded:
         return loaded
     base = path.parent / str(loaded.pop("extends"))
     above = (*above, path.resolve())
     if base.resolve() in above:
-        raise ValueError(f"The recipe {path} extends itself.")
-    return _over(_read(base, above), loaded)
+        raise ValueError(f"The {what} {path} extends itself.")
+    return _over(read_settings(base, what, above), loaded)
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -432,13 +472,15 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValidationError, what: str = "recipe") -> str:
     """Every complaint of a pydantic error in one line: `train.epochs: Input should be ...`."""
-    return "; ".join(_one(str(e["type"]), e["loc"], e["msg"], e["input"]) for e in error.errors())
+    return "; ".join(
+        _one(str(e["type"]), ".".join(map(str, e["loc"])) or what, e["msg"], e["input"])
+        for e in error.errors()
+    )
 
 
-def _one(kind: str, loc: tuple[int | str, ...], message: str, value: object) -> str:
-    field = ".".join(map(str, loc)) or "recipe"
+def _one(kind: str, field: str, message: str, value: object) -> str:
     match kind:
         case "extra_forbidden":
             return f"unknown key '{field}'"

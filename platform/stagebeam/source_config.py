@@ -15,6 +15,13 @@ _IMAGE_ROOT = (
 )
 
 
+class HeldOut(Section):
+    """Rows kept from training, chosen by a hash of their images."""
+
+    share: float = Field(gt=0, lt=1, description="Share of the rows.")
+    split: str = Field("test", min_length=1, description="Split that they are written under.")
+
+
 class _Source(Section):
     split: str = Field("train", min_length=1, description="Split that the rows are written under.")
     require_stages: bool | None = Field(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import wandb
 from wandb.errors import CommError
 
-from stagebeam.recipe import TrackingConfig
+from stagebeam.tracking_config import TrackingConfig
 
 log = logging.getLogger(__name__)
 

@@ -142,6 +142,7 @@ def test_kills_at_random_leave_the_order_of_global_batches(
     assert_each_epoch_is_the_data_set(read, plan)
 
 
+@pytest.mark.slow
 def test_from_two_ranks_to_one_and_back_each_epoch_is_the_data_set(
     shards: Path, plan: Plan, tmp_path: Path
 ) -> None:

@@ -22,9 +22,9 @@ from stagebeam.data.settle import Stretch, edit
 from stagebeam.data.shards import ShardReader, iter_examples
 from stagebeam.data.work import Work
 from stagebeam.data.writing import conclude, finished, origin, work_for, write_shards
-from stagebeam.recipe import DataConfig, HeldOut
+from stagebeam.recipe import DataConfig
 from stagebeam.records import Example, Message
-from stagebeam.source_config import ScenesSource
+from stagebeam.source_config import HeldOut, ScenesSource
 
 Make = Callable[..., Example]
 Rows = Sequence[Example | Refused]

@@ -31,7 +31,7 @@ if __name__ == "__main__":
         "--host": "127.0.0.1",
         "--port": port,
         "--dtype": "float32",
-        "--max-model-len": "512",
+        "--max-model-len": "1024",
         "--kv-cache-memory-bytes": str(64 << 20),
         "--max-num-seqs": "4",
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from jobs.cluster import SERVE_ENV
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORKER_PATH = [str(ROOT / "platform"), str(ROOT), str(HERE)]
@@ -18,7 +20,7 @@ WORKER_PATH = [str(ROOT / "platform"), str(ROOT), str(HERE)]
 @contextmanager
 def own_cluster(**options: Any) -> Iterator[None]:
     """Two CPUs; `options` are Ray's."""
-    env = {"PYTHONPATH": os.pathsep.join(WORKER_PATH), "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": os.pathsep.join(WORKER_PATH), "OMP_NUM_THREADS": "1", **SERVE_ENV}
     ray.init(
         address="local",
         num_cpus=2,

@@ -151,8 +151,6 @@ def test_files_of_both_kinds_deploy_the_application(
     assert sorted(of) == names
     scaling = of["generator"]["autoscaling_config"]
     assert scaling["policy"]["policy_function"] == "serve.scaling.by_questions"
-    whole = deploy_config(recipe)
-    assert whole is not None
-    config["http_options"] = whole["http_options"]
+    config["http_options"] = deploy_config(load_recipe(recipe), recipe)["http_options"]
     built.write_text(json.dumps(config))
     assert deployed(cluster_env, built, url, "app1") == names

@@ -7,8 +7,8 @@ import json
 from dataclasses import replace
 
 from stagebeam.data.layout import TRAIN_SPLIT
-from stagebeam.recipe import HeldOut
 from stagebeam.records import Example
+from stagebeam.source_config import HeldOut
 
 DIGEST_BYTES = 16
 

@@ -131,7 +131,7 @@ class AnswerStore:
         for path in (self._answers, self._traces):
             if fresh:
                 path.unlink(missing_ok=True)
-            _cut_torn_line(path)
+            cut_torn_line(path)
         self._rows: dict[tuple[str, int, str], AnswerRow] = {}
         for row in _read_rows(self._answers):
             self._rows[row.method, row.n, row.id] = row
@@ -173,8 +173,8 @@ def _read_rows(path: Path) -> Iterable[AnswerRow]:
                 raise ValueError(f"{path}:{number} is not an answer: {error}") from None
 
 
-def _cut_torn_line(path: Path) -> None:
-    """A run that was killed in mid-write leaves half a line; its question is asked again."""
+def cut_torn_line(path: Path) -> None:
+    """A run that was killed in mid-write leaves half a line; what it was about is asked again."""
     if not path.exists():
         return
     content = path.read_bytes()

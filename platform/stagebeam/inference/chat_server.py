@@ -116,6 +116,12 @@ class ChatServer:
         if connections is not None and connections.loop.is_running():
             asyncio.run_coroutine_threadsafe(connections.client.close(), connections.loop)
 
+    async def aclose(self) -> None:
+        """Close the connections, in their own loop."""
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.client.close()
+
     @property
     def who(self) -> str:
         return f"The server at {self.config.base_url}"

@@ -95,20 +95,9 @@ class VllmEngine:
         self._thread.join()
 
     async def _open(self, config: EngineConfig) -> Any:
-        arguments: dict[str, Any] = {
-            "model": config.model,
-            # vLLM's own choice would halve the precision of float32 weights
-            "dtype": AutoConfig.from_pretrained(config.model).dtype or "auto",
-            "max_num_seqs": config.scaling.max_batch_rows,
-            "max_model_len": config.max_length,
-            "enable_prefix_caching": True,
-            "limit_mm_per_prompt": {"video": 0},
-            # a CPU would compile for minutes before the first token
-            "enforce_eager": self._vllm.platforms.current_platform.is_cpu(),
-            "disable_log_stats": True,
-        }
-        if config.kv_cache_mb is not None:
-            arguments["kv_cache_memory_bytes"] = config.kv_cache_mb << 20
+        dtype = AutoConfig.from_pretrained(config.model).dtype
+        on_cpu = self._vllm.platforms.current_platform.is_cpu()
+        arguments = engine_arguments(config, dtype, on_cpu=on_cpu)
         return self._vllm.AsyncLLMEngine.from_engine_args(self._vllm.AsyncEngineArgs(**arguments))
 
     def _prompt(self, request: GenerateRequest) -> dict[str, Any]:
@@ -179,6 +168,30 @@ class VllmEngine:
             logprobs=0,  # of the sampled token alone, at temperature 1
             output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
         )
+
+
+def engine_arguments(config: EngineConfig, dtype: Any, *, on_cpu: bool) -> dict[str, Any]:
+    """What vLLM is told of a recipe's engine whose weights are of type `dtype`."""
+    arguments: dict[str, Any] = {
+        "model": config.model,
+        # vLLM's own choice would halve the precision of float32 weights
+        "dtype": dtype or "auto",
+        "max_num_seqs": config.scaling.max_batch_rows,
+        "max_model_len": config.max_length,
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"video": 0},
+        # a CPU would compile for minutes before the first token
+        "enforce_eager": on_cpu,
+        "disable_log_stats": True,
+    }
+    if config.kv_cache_mb is not None:
+        arguments["kv_cache_memory_bytes"] = config.kv_cache_mb << 20
+    if config.tensor_parallel > 1:
+        arguments["tensor_parallel_size"] = config.tensor_parallel
+        # Processes on the replica's own GPUs. Left to itself, vLLM asks Ray for others where it
+        # finds itself in a placement group.
+        arguments["distributed_executor_backend"] = "mp"
+    return arguments
 
 
 def _finish(piece: Any) -> FinishReason | None:

@@ -111,8 +111,9 @@ def test_names_and_files_and_checksums_are_those_of_one_benchmark_each() -> None
     by_file = {(b.file, b.md5) for b in BENCHMARKS.values()}
     assert len(by_file) == len({file for file, _ in by_file}) == len(BENCHMARKS) - 3  # the -R ones
     assert all(b.md5 is None or len(b.md5) == 32 for b in BENCHMARKS.values())
+    assert all(b.review is not None for b in BENCHMARKS.values() if b.score is None)
     assert {n for n, b in BENCHMARKS.items() if b.score is None} == {
-        "MMVet", "MMVet-R", "LLaVA-Bench",
+        "MMVet", "MMVet-R", "LLaVA-Bench", "LLaVA-Bench-COCO",
     }  # fmt: skip
 
 

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from stagebeam.evaluation.benchmarks import figures, scoring
 from stagebeam.evaluation.benchmarks.benchmark import Benchmark
-from stagebeam.evaluation.benchmarks.figures import capabilities, circular, column, macro, means
+from stagebeam.evaluation.benchmarks.figures import (
+    capabilities,
+    circular,
+    column,
+    macro,
+    means,
+    relative,
+)
 
 _CATEGORIES = column("category", "l2-category")
 
@@ -32,7 +39,18 @@ MMVET = Benchmark(
     md5="748aa6d4aa9d4de798306a63718455e3",
     prompt=scoring.ask_plain,
     score=None,
+    review="grade",
     figures=means(capabilities),
+)
+LLAVA_BENCH = Benchmark(
+    name="LLaVA-Bench",  # in the wild
+    file="LLaVABench.tsv",
+    md5="d382a093f749a697820d3dadd61c8428",
+    needed=("caption", "gpt4_ans", "category"),
+    prompt=scoring.ask_plain,
+    score=None,
+    review="pair",
+    figures=relative(column("category")),
 )
 AI2D = Benchmark(
     name="AI2D",  # labels in the diagram are masked by the options' letters
@@ -72,6 +90,7 @@ _ALL = (
         needed=("answer", "answer_option", "answer_type", "question_type", "choices"),
         prompt=scoring.ask_plain,  # the question holds its hint and its options
         score=scoring.score_mathvista,
+        review="extract",
         figures=means(figures.task_and_skills),
     ),
     AI2D,
@@ -127,14 +146,12 @@ _ALL = (
         score=scoring.score_vqav2,
         figures=means(column("category")),
     ),
-    Benchmark(
-        name="LLaVA-Bench",
-        file="LLaVABench.tsv",
-        md5="d382a093f749a697820d3dadd61c8428",
-        needed=("caption", "gpt4_ans", "category"),
-        prompt=scoring.ask_plain,
-        score=None,
-        figures=means(column("category")),
+    LLAVA_BENCH,
+    replace(
+        LLAVA_BENCH,
+        name="LLaVA-Bench-COCO",
+        file="LLaVABench_COCO.tsv",  # of the same form; none is published
+        md5=None,
     ),
 )
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

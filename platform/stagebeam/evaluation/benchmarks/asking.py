@@ -44,20 +44,33 @@ def example_of(benchmark: Benchmark, row: Row) -> Example:
 
 
 def rule_of(benchmark: Benchmark, rows: Mapping[str, Row], mode: Mode) -> Rule:
-    """Scores a reply to one of `rows` by the benchmark's own rule. In `compat` it reads what users
-    of the service get as the reply: the conclusion, and the whole text where there is none."""
+    """Scores a reply to one of `rows` by the benchmark's own rule, where it has one: what a judge
+    alone can tell is unmatched until it is reviewed."""
     score = benchmark.score
-    assert score is not None, "a judge grades it"
 
     def rule(example: Example, text: str) -> Outcome:
-        said = conclusion(text) if mode == "compat" else None
-        return score(rows[example.id], text if said is None else said, mode)
+        if score is None:
+            return Outcome(None, 0.0)
+        return score(rows[example.id], as_given(text) if mode == "compat" else text, mode)
 
     return rule
 
 
+def as_given(text: str) -> str:
+    """What users of the service get as the reply, which `compat` reads: the conclusion, and the
+    whole text where there is none."""
+    said = conclusion(text)
+    return text if said is None else said
+
+
 def figures_of(
-    benchmark: Benchmark, rows: Mapping[str, Row], answers: Sequence[AnswerRow]
+    benchmark: Benchmark,
+    rows: Mapping[str, Row],
+    answers: Sequence[AnswerRow],
+    reviewed: Sequence[Outcome] = (),
 ) -> Figures:
-    """A call that failed counts as a reply that says nothing."""
-    return benchmark.figures([Scored(rows[a.id], Outcome(a.said, a.score or 0.0)) for a in answers])
+    """From the outcomes of a judge's reviews, if there are any, else from those of the rule. A call
+    that failed counts as a reply that says nothing."""
+    outcomes = reviewed or [Outcome(a.said, a.score or 0.0) for a in answers]
+    pairs = zip(answers, outcomes, strict=True)
+    return benchmark.figures([Scored(rows[a.id], outcome) for a, outcome in pairs])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Literal
 
 from stagebeam.data.sources.tsv import read_table
 from stagebeam.evaluation.scorers.conclusion import Mode, Outcome
@@ -50,11 +51,14 @@ class Figure:
 
 Figures = Mapping[str, Figure]  # "Overall" first
 Scorer = Callable[[Row, str, Mode], Outcome]
+# What a judge model does: score an answer beside a reference, grade it, find the short answer.
+ReviewKind = Literal["pair", "grade", "extract"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """A declaration. `score` is None where a judge model has to grade the replies."""
+    """A declaration. `score` is None where nothing but a judge model can tell what a reply is
+    worth; `review` says how a judge does, if one is there."""
 
     name: str
     file: str
@@ -62,6 +66,7 @@ class Benchmark:
     needed: tuple[str, ...] = ("answer",)  # columns beside index, image and question
     prompt: Callable[[Row], str]
     score: Scorer | None
+    review: ReviewKind | None = None
     figures: Callable[[Sequence[Scored]], Figures]
 
     def rows(self, folder: Path) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,22 @@ def macro(
     return figures
 
 
+def relative(groups_of: NamesOf) -> Callable[[Sequence[Scored]], Figures]:
+    """Mean score over the mean of the reference answers' scores, in percent, over all rows and over
+    those of each group. A row without a reference's score was not reviewed and is left out; where
+    none was, there is no figure."""
+
+    def figures(scored: Sequence[Scored]) -> Figures:
+        groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for one in scored:
+            if one.outcome.reference is not None:
+                for name in dict.fromkeys((OVERALL, *groups_of(one.row))):
+                    groups[name].append((one.outcome.score, one.outcome.reference))
+        return {name: _ratio(groups[name]) for name in _in_order(groups)}
+
+    return figures
+
+
 def hallusion(scored: Sequence[Scored]) -> Figures:
     """The mean of HallusionBench's three accuracies; each of them, in all and by category."""
     rows = [{**one.row.cells, "score": one.outcome.score} for one in scored]
@@ -110,13 +127,33 @@ def _means(units: Sequence[tuple[Iterable[str], float]]) -> Figures:
     for names, score in units:
         for name in dict.fromkeys((OVERALL, *names)):
             groups[name].append(score)
-    rest = sorted(name for name in groups if name != OVERALL)
-    return {name: _mean(groups[name]) for name in (OVERALL, *rest)}
+    return {name: _mean(groups[name]) for name in _in_order(groups)}
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """ "Overall" first."""
+    return sorted(names, key=lambda name: (name != OVERALL, name))
 
 
 def _mean(scores: Sequence[float]) -> Figure:
     values = np.asarray(scores) * 100
+    return _bootstrapped(len(values), lambda drawn: float(values[drawn].mean()))
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Figure:
+    """Of two means, in percent; a pair is drawn as one."""
+    values = np.asarray(pairs)  # [rows, 2]
+
+    def percent(drawn: Any) -> float:
+        ours, theirs = values[drawn].mean(axis=0)
+        return float(100 * ours / theirs)
+
+    return _bootstrapped(len(values), percent)
+
+
+def _bootstrapped(count: int, percent: Callable[[Any], float]) -> Figure:
+    """`percent` of all, and its interval over draws; it takes an index array of rows."""
     rng = np.random.default_rng(_SEED)
-    drawn = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(_SAMPLES)]
+    drawn = [percent(rng.integers(count, size=count)) for _ in range(_SAMPLES)]
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return Figure(float(values.mean()), len(values), (float(low), float(high)))
+    return Figure(percent(np.arange(count)), count, (float(low), float(high)))

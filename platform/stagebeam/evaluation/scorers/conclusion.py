@@ -16,10 +16,12 @@ Mode = Literal["compat", "strict"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a reply was read as, None where no rule matched it, and its score from 0 to 1."""
+    """What a reply was read as, None where no rule matched it, and its score from 0 to 1; where it
+    was compared with a reference answer, that one's score too."""
 
     said: str | None
     score: float
+    reference: float | None = None
 
 
 def conclusion_of(reply: str) -> str | None:
