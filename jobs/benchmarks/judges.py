@@ -202,10 +202,11 @@ class Seed:
             else make_judge(folder, cast(Trained, model))
         )
 
-    async def plain(self) -> dict[str, Rows]:
+    async def plain(self, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Greedy and majority: no judge."""
         ask = LocalAsk(Remembering(self._generator), None, SETTINGS)
-        return await self._asked("plain", ask, (("greedy", 1), ("majority", N)))
+        plan = [("greedy", 1), *(("majority", n) for n in candidates)]
+        return await self._asked("plain", ask, plan)
 
     async def judged(self, name: str, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Best of N and stage beam under a judge."""
