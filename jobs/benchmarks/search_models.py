@@ -17,6 +17,7 @@ import transformers
 from transformers import AutoProcessor
 
 from jobs.benchmarks.mid_size import build_mid_size, vocabulary
+from jobs.benchmarks.teaching import teach
 from stagebeam.data.sources.scenes import draw
 from stagebeam.models.folder import write_folder
 from stagebeam.models.load import Loaded, load
@@ -44,7 +45,13 @@ class Lesson:
     def fingerprint(self) -> str:
         """Twelve hex digits of all that the trained model follows from."""
         versions = [torch.__version__, transformers.__version__]
-        parts = [asdict(self), versions, vocabulary(), inspect.getsource(_teach)]
+        parts = [
+            asdict(self),
+            versions,
+            vocabulary(),
+            inspect.getsource(_teach),
+            inspect.getsource(teach),
+        ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -116,22 +123,11 @@ def taught_folder(lesson: Lesson, kept: Path) -> Path:
 
 def _teach(learner: Loaded, lesson: Lesson) -> None:
     objective = Supervised(learner.model, learner.family, learner.encoder)
-    optimizer = torch.optim.AdamW(
-        objective.parameters(), lr=lesson.learning_rate, betas=(0.9, 0.95), weight_decay=0.05
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lesson.learning_rate, lesson.steps, pct_start=0.125, cycle_momentum=False
-    )
     rows = draw(ScenesSource(rows=lesson.steps * lesson.rows_a_step))
-    for _ in range(lesson.steps):
-        arrays, _ = learner.encoder(list(islice(rows, lesson.rows_a_step)))
-        batch = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        loss = objective(**batch)[0] / objective.weights(**batch)[0]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    batches = (
+        learner.encoder(list(islice(rows, lesson.rows_a_step)))[0] for _ in range(lesson.steps)
+    )
+    teach(objective, batches, lesson.steps, lesson.learning_rate)
 
 
 def unseen_questions(count: int) -> Sequence[Example]:

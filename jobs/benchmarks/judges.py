@@ -1,0 +1,416 @@
+"""Which judge makes search pay: `python -m jobs.benchmarks.judges [--seed 0 --seed 1 --seed 2]`.
+
+For each seed a generator is trained from scratch, and judges from it (`judge_models`). Fresh
+scenes are asked greedily, by majority, by best-of-N and by stage beam under each judge, and of each
+judge's own model alone. Models and answers are kept: an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, cast
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.benchmarks.figures import write_figures
+from jobs.benchmarks.judge_models import (
+    ASKING,
+    CARD,
+    Folder,
+    Trained,
+    make_generator,
+    make_judge,
+    sample_texts,
+    scenes,
+)
+from jobs.progress import StepBar
+from stagebeam.data.preferences import first_fault
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rule, name_of
+from stagebeam.evaluation.ask import run_method
+from stagebeam.evaluation.judge_card import JudgePair, judge_card
+from stagebeam.evaluation.question import prompt_of
+from stagebeam.evaluation.results import JudgeCard
+from stagebeam.evaluation.statistics import Interval, paired_difference, wilson
+from stagebeam.inference.ensemble import EnsembleJudge
+from stagebeam.inference.transformers_engine import TransformersEngine
+from stagebeam.inference.types import Candidate, GenerateRequest, Generator, Judge, Usage
+from stagebeam.inference.verdict import JudgeKind, TransformersJudge
+from stagebeam.models.load import load
+from stagebeam.records import Example
+from stagebeam.search import SearchSettings, Trace, answer
+from stagebeam.search.seeds import question_key
+from stagebeam.search.settings import Method
+from stagebeam.search.votes import normalise
+
+KEPT = Path("runs/bench/judges")
+OUTPUT = Path("runs/bench/judges.json")
+SEEDS = (0, 1, 2)
+N = 4
+QUESTIONS, CARD_QUESTIONS = 2000, 256
+CONCURRENCY = 32
+SETTINGS = SearchSettings(
+    method="stage_beam", candidates=N, temperature=1.0, top_p=1.0, max_new_tokens=160
+)
+_ROWS, _KEPT_BYTES = 128, 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A judge: whose models, of which seeds, read how."""
+
+    model: str  # generator, longer, pairs or reward
+    reading: JudgeKind = "likelihood"
+    peers: bool = False  # those of all seeds together
+
+    def members(self, seed: int, seeds: Sequence[int]) -> tuple[int, ...]:
+        return tuple(seeds) if self.peers else (seed,)
+
+
+KINDS = {
+    "itself": Kind("generator"),
+    "trained longer": Kind("longer"),
+    "pairs": Kind("pairs"),
+    "reward": Kind("reward", "reward"),
+    "peers": Kind("generator", peers=True),
+    "peers trained longer": Kind("longer", peers=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """Stage beam less another method on the same questions of all seeds."""
+
+    accuracy: float
+    difference: float
+    interval: Interval
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One judge over all seeds: shares of right answers, and what they say of stage beam."""
+
+    stage_beam: float
+    interval: Interval
+    by_seed: dict[int, dict[str, float]]
+    against: dict[str, Against]
+    oracle: float
+    card: dict[int, JudgeCard]
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgesBenchmark:
+    """What `judges.json` holds."""
+
+    judges: dict[str, Measured]
+    candidates: int
+    temperature: float
+    cpu_seconds: dict[str, float]  # of training each model
+    torch: str
+    transformers: str
+
+
+def fresh(seed: int, questions: int) -> list[Example]:
+    """Scenes with one question that no model of any seed was trained on."""
+    asked = (e for e in scenes(ASKING, seed, 4 * questions) if len(e.messages) == 2)
+    return list(islice(asked, questions))
+
+
+class Remembering:
+    """A generator that is asked the same only once: methods that draw the same candidates share
+    them, which is exact, for a call's seeds decide its texts."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._known: dict[object, list[Candidate | Usage]] = {}
+
+    async def propose(self, request: GenerateRequest) -> AsyncIterator[Candidate | Usage]:
+        how = request.prefix, request.stops, request.seeds, request.sampling
+        key = question_key(request.prompt), *how
+        if key not in self._known:
+            self._known[key] = [item async for item in self._generator.propose(request)]
+        for item in self._known[key]:
+            yield item
+
+
+class LocalAsk:
+    """Implements `evaluation.ask.Ask` by a search in this process."""
+
+    def __init__(self, generator: Generator, judge: Judge | None, settings: SearchSettings) -> None:
+        self._generator, self._judge, self._settings = generator, judge, settings
+
+    async def __call__(self, example: Example, method: Method, n: int) -> Trace:
+        return await answer(
+            prompt_of(example),
+            self._generator,
+            self._judge,
+            replace(self._settings, method=method, candidates=n),
+            generator_id="generator",
+            judge_id=None if self._judge is None else "judge",
+        )
+
+
+Rows = list[AnswerRow]
+
+
+class Seed:
+    """Everything that is asked of one seed's generator."""
+
+    def __init__(
+        self, seed: int, seeds: Sequence[int], root: Path, questions: int, console: Console
+    ) -> None:
+        self.seed, self._seeds, self._root, self._console = seed, seeds, root, console
+        self._examples = fresh(seed, questions)
+        self._open = ExitStack()
+        self._generator = self._engine(make_generator(Folder(root, seed)))
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _engine(self, folder: Path) -> TransformersEngine:
+        engine = TransformersEngine(load(str(folder), "cpu"), max_rows=_ROWS, kv_bytes=_KEPT_BYTES)
+        self._open.callback(engine.close)
+        return engine
+
+    def judge(self, kind: Kind) -> Judge:
+        """The judge, made if it is not there."""
+        members: list[Judge] = []
+        for seed in kind.members(self.seed, self._seeds):
+            judge = TransformersJudge(
+                load(str(self._made(kind.model, seed)), "cpu"), kind=kind.reading, max_rows=_ROWS
+            )
+            self._open.callback(judge.close)
+            members.append(judge)
+        return members[0] if len(members) == 1 else EnsembleJudge(members)
+
+    def _made(self, model: str, seed: int) -> Path:
+        folder = Folder(self._root, seed)
+        return (
+            make_generator(folder)
+            if model == "generator"
+            else make_judge(folder, cast(Trained, model))
+        )
+
+    async def plain(self, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
+        """Greedy and majority: no judge."""
+        ask = LocalAsk(Remembering(self._generator), None, SETTINGS)
+        plan = [("greedy", 1), *(("majority", n) for n in candidates)]
+        return await self._asked("plain", ask, plan)
+
+    async def judged(self, name: str, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
+        """Best of N and stage beam under a judge."""
+        ask = LocalAsk(Remembering(self._generator), self.judge(KINDS[name]), SETTINGS)
+        plan = [(method, n) for n in candidates for method in ("best_of_n", "stage_beam")]
+        return await self._asked(name, ask, plan)
+
+    async def alone(self, name: str) -> list[Rows]:
+        """The greedy answers of each of the judge's models."""
+        kind = KINDS[name]
+        found = []
+        for seed in kind.members(self.seed, self._seeds):
+            ask = LocalAsk(self._engine(self._made(kind.model, seed)), None, SETTINGS)
+            rows = await self._asked(f"{kind.model}-{seed} alone", ask, (("greedy", 1),))
+            found.append(rows["greedy"])
+        return found
+
+    async def card(self, name: str) -> JudgeCard:
+        """Gold stages against the generator's first faults on other scenes."""
+        pairs: list[JudgePair] = []
+        for example in scenes(CARD, self.seed, CARD_QUESTIONS):
+            if len(example.messages) != 2:
+                continue
+            texts = await sample_texts(self._generator, example, self.seed, 2)
+            for text in dict.fromkeys(texts):
+                fault = first_fault(example, text)
+                if fault is not None:
+                    shown = (fault.chosen, fault.rejected)
+                    pairs.append(
+                        JudgePair(
+                            prompt_of(example),
+                            fault.stage,
+                            fault.prefix,
+                            shown,
+                            0,
+                            example.category,
+                        )
+                    )
+        return await judge_card(self.judge(KINDS[name]), pairs)
+
+    async def _asked(
+        self, name: str, ask: LocalAsk, plan: Sequence[tuple[str, int]]
+    ) -> dict[str, Rows]:
+        store = answer_store(self._root, self.seed, name)
+        title = f"seed {self.seed}, {name}"
+        return await ask_all(ask, self._examples, plan, store, title, self._console)
+
+
+def answer_store(root: Path, seed: int, name: str) -> AnswerStore:
+    """What one model or judge was asked already."""
+    return AnswerStore(Folder(root, seed).path / "answers" / name.replace(" ", "_"))
+
+
+async def ask_all(
+    ask: LocalAsk,
+    examples: Sequence[Example],
+    plan: Sequence[tuple[str, int]],
+    store: AnswerStore,
+    title: str,
+    console: Console,
+    rule: Rule | None = None,
+) -> dict[str, Rows]:
+    """Every example by every method and N of the plan, by `name_of` it."""
+    found: dict[str, Rows] = {}
+    for method, n in plan:
+        with StepBar(console, f"{title}: {name_of(method, n)}", len(examples)) as bar:
+            found[name_of(method, n)] = await run_method(
+                ask,
+                examples,
+                method,
+                n,
+                store,
+                concurrency=CONCURRENCY,
+                rule=rule,
+                on_answer=_counting(bar),
+            )
+    return found
+
+
+def _counting(bar: StepBar) -> Callable[[AnswerRow], None]:
+    done = right = 0
+
+    def on_answer(row: AnswerRow) -> None:
+        nonlocal done, right
+        done, right = done + 1, right + row.correct
+        bar.update(done, f"{right / done:.1%} right")
+
+    return on_answer
+
+
+def voted(members: Sequence[Rows]) -> list[bool]:
+    """Whether the answer that most members give is right; of a draw, the first member's."""
+    right = []
+    for rows in zip(*members, strict=True):
+        said = [normalise(row.conclusion or "") for row in rows]
+        most, _ = Counter(said).most_common(1)[0]
+        right.append(
+            next(row.correct for row, text in zip(rows, said, strict=True) if text == most)
+        )
+    return right
+
+
+async def measure(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    measured: Sequence[int],
+    root: Path,
+    questions: int,
+    console: Console,
+) -> dict[str, Measured]:
+    """Every judge on the questions of the `measured` seeds."""
+    right: dict[str, dict[int, dict[str, list[bool]]]] = {name: {} for name in names}
+    oracle: dict[str, list[bool]] = {name: [] for name in names}
+    cards: dict[str, dict[int, JudgeCard]] = {name: {} for name in names}
+    for seed in measured:
+        asked = Seed(seed, seeds, root, questions, console)
+        plain = await asked.plain()
+        for name in names:
+            rows = {**plain, **await asked.judged(name)}
+            alone = await asked.alone(name)
+            cards[name][seed] = await asked.card(name)
+            found = {method: [row.correct for row in rows[method]] for method in rows}
+            best = max(alone, key=lambda rows: sum(row.correct for row in rows))
+            found["judge alone"] = [row.correct for row in best]
+            if len(alone) > 1:
+                found["judge's models voting"] = voted(alone)
+            right[name][seed] = found
+            oracle[name] += [bool(row.oracle) for row in rows[f"best_of_n@{N}"]]
+        asked.close()
+    return {name: _summary(right[name], oracle[name], cards[name]) for name in names}
+
+
+def _summary(
+    right: dict[int, dict[str, list[bool]]], oracle: list[bool], card: dict[int, JudgeCard]
+) -> Measured:
+    ours = f"stage_beam@{N}"
+    methods = list(next(iter(right.values())))
+    pooled = {m: [one for found in right.values() for one in found[m]] for m in methods}
+    against = {}
+    for method in methods:
+        if method != ours:
+            paired = paired_difference(pooled[ours], pooled[method])
+            against[method] = Against(
+                _mean(pooled[method]), paired.difference, paired.interval, paired.p
+            )
+    return Measured(
+        stage_beam=_mean(pooled[ours]),
+        interval=wilson(sum(pooled[ours]), len(pooled[ours])),
+        by_seed={s: {m: _mean(values) for m, values in f.items()} for s, f in right.items()},
+        against=against,
+        oracle=_mean(oracle),
+        card=card,
+        questions=len(oracle),
+    )
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def table(measured: JudgesBenchmark) -> Table:
+    """A line for each judge."""
+    shown = Table(title=f"Stage beam with N = {N} less ..., points (95 % interval)")
+    others = ["greedy", f"majority@{N}", f"best_of_n@{N}", "judge alone", "judge's models voting"]
+    for column in ("judge", "pairs right", "stage beam", *others, "oracle"):
+        shown.add_column(column)
+    for name, one in measured.judges.items():
+        pairs = sum(card.correct for card in one.card.values())
+        share = pairs / sum(card.pairs for card in one.card.values())
+        cells = [
+            f"{100 * a.difference:+.1f} ({100 * a.interval[0]:+.1f} to {100 * a.interval[1]:+.1f})"
+            if (a := one.against.get(other))
+            else "-"
+            for other in others
+        ]
+        ours, oracle = f"{one.stage_beam:.1%}", f"{one.oracle:.1%}"
+        shown.add_row(name, f"{share:.1%}", ours, *cells, oracle)
+    return shown
+
+
+def main(
+    seed: Annotated[list[int], typer.Option(help="Seeds to measure.")] = list(SEEDS),  # noqa: B006
+    judge: Annotated[list[str], typer.Option(help=f"Judges: {', '.join(KINDS)}.")] = list(KINDS),  # noqa: B006
+    only: Annotated[
+        int | None, typer.Option(help="Ask the questions of this seed alone, as a part of a run.")
+    ] = None,
+    questions: Annotated[int, typer.Option(help="Fresh scenes for each seed.")] = QUESTIONS,
+    kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
+) -> None:
+    """Train generators and judges, and measure every judge by search."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    console = Console()
+    asked = seed if only is None else [only]
+    found = asyncio.run(measure(judge, seed, asked, kept, questions, console))
+    seconds = {
+        f"{path.parent.name}/{path.stem}": float(path.read_text())
+        for path in sorted(kept.glob("seed-*/*.cpu_seconds"))
+    }
+    measured = JudgesBenchmark(found, N, 1.0, seconds, torch.__version__, transformers.__version__)
+    write_figures(measured, output, console, [table(measured)])
+
+
+if __name__ == "__main__":
+    typer.run(main)

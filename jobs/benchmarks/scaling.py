@@ -1,0 +1,150 @@
+"""Accuracy over N for each judge: `python -m jobs.benchmarks.scaling`.
+
+The models of one seed of the judge benchmark (`jobs.benchmarks.judges`), whose models and answers
+are used where they are kept. A plot for each judge: majority, best-of-N and stage beam over N, with
+the judge's model alone and the oracle drawn in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+
+from jobs.benchmarks.figures import write_figures
+from jobs.benchmarks.judges import KEPT, KINDS, SEEDS, Rows, Seed
+from stagebeam.evaluation.answers import name_of
+from stagebeam.evaluation.statistics import Interval, wilson
+
+OUTPUT = Path("runs/bench/scaling.json")
+PLOT = Path("runs/bench/scaling.svg")
+QUESTIONS = 512
+CANDIDATES = (1, 2, 4, 8, 16)
+_LINES = (
+    ("stage_beam", "stage beam", "#e07b39", "o", "-"),
+    ("best_of_n", "best of N", "#3b8fd1", "s", "-"),
+    ("majority", "majority", "#3a9d78", "^", "-"),
+    ("oracle", "oracle", "#9a8fb0", "D", "--"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A share of right answers."""
+
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What `scaling.json` holds: by judge, by `method@N`."""
+
+    judges: dict[str, dict[str, Point]]
+    questions: int
+    seed: int
+    torch: str
+    transformers: str
+
+
+async def measure(
+    names: Sequence[str], seed: int, root: Path, questions: int, console: Console
+) -> dict[str, dict[str, Point]]:
+    """Every judge at every N."""
+    asked = Seed(seed, SEEDS, root, questions, console)
+    try:
+        plain = await asked.plain(CANDIDATES)
+        found = {}
+        for name in names:
+            rows: dict[str, Rows] = {**plain, **await asked.judged(name, CANDIDATES)}
+            points = {
+                key: _point([row.correct for row in answers]) for key, answers in rows.items()
+            }
+            for n in CANDIDATES:
+                whole = rows[name_of("best_of_n", n)]
+                points[f"oracle@{n}"] = _point([bool(row.oracle) for row in whole])
+            alone = await asked.alone(name)
+            best = max(alone, key=lambda answers: sum(row.correct for row in answers))
+            found[name] = {**points, "judge_alone": _point([row.correct for row in best])}
+        return found
+    finally:
+        asked.close()
+
+
+def _point(right: Sequence[bool]) -> Point:
+    return Point(sum(right) / len(right), wilson(sum(right), len(right)))
+
+
+def draw(measured: Scaling, path: Path) -> None:
+    """A panel for each judge, as SVG."""
+    figure = Figure(figsize=(3.4 * len(measured.judges), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(measured.judges), sharey=True, squeeze=False)[0]
+    for axes, (name, points) in zip(panels, measured.judges.items(), strict=True):
+        _panel(axes, name, points)
+    panels[0].set_ylabel("right")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _panel(axes: Axes, name: str, points: dict[str, Point]) -> None:
+    for method, label, colour, marker, line in _LINES:
+        shown = [points[name_of(method, n)] for n in CANDIDATES]
+        ys = [point.accuracy for point in shown]
+        errors = [
+            [point.accuracy - point.interval[0] for point in shown],
+            [point.interval[1] - point.accuracy for point in shown],
+        ]
+        axes.errorbar(
+            CANDIDATES,
+            ys,
+            yerr=errors,
+            color=colour,
+            marker=marker,
+            ls=line,
+            capsize=2,
+            label=label,
+        )
+    axes.axhline(points["greedy"].accuracy, color="#555555", lw=1, label="greedy")
+    alone = points["judge_alone"].accuracy
+    axes.axhline(alone, color="#cf5a8c", lw=1.2, ls=":", label="judge's model alone")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(CANDIDATES, [str(n) for n in CANDIDATES])
+    axes.set_xlabel("N")
+    axes.set_title(name)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="y", alpha=0.2)
+
+
+def main(
+    judge: Annotated[list[str], typer.Option(help=f"Judges: {', '.join(KINDS)}.")] = list(KINDS),  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Seed of the models and scenes.")] = 0,
+    questions: Annotated[int, typer.Option(help="Fresh scenes.")] = QUESTIONS,
+    kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
+    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes, as SVG.")] = PLOT,
+) -> None:
+    """Ask by every method at N = 1 to 16 under each judge, and draw it."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    console = Console()
+    found = asyncio.run(measure(judge, seed, kept, questions, console))
+    measured = Scaling(found, questions, seed, torch.__version__, transformers.__version__)
+    draw(measured, plot)
+    write_figures(measured, output, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
