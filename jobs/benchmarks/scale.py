@@ -1,4 +1,4 @@
-"""What a simulation predicts of serving, beside what is measured: `python -m jobs.benchmarks.scale`.
+"""What the simulation predicts, beside what is measured: `python -m jobs.benchmarks.scale`.
 
 The real application (gateway, searcher, router, handles) with 1, 2 and 3 generator replicas whose
 engines cost a known time a pass (`scale_engines.py`). Saturated by clients that ask without a
@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +34,14 @@ from serve.app import serving
 from stagebeam.capacity.closed_form import bounds
 from stagebeam.capacity.costs import Costs, load_costs
 from stagebeam.capacity.simulation import Fleet, Load, Outcome, over_rings, simulate
-from stagebeam.recipe import Autoscaling, EngineConfig, JudgeConfig, SearchConfig, ServeConfig
+from stagebeam.recipe import (
+    Autoscaling,
+    EngineConfig,
+    JudgeConfig,
+    Limits,
+    SearchConfig,
+    ServeConfig,
+)
 
 OUTPUT = Path("runs/bench/scale.json")
 COSTS = Path(__file__).parents[1] / "costs" / "fixed-cost-engines.json"
@@ -42,7 +49,8 @@ TARGET = 0.15  # measured beside predicted, off by at most
 REPLICAS = (1, 2, 3)
 _CLIENTS = 12  # for each generator replica; four questions fill one
 _PART = 0.6  # of what saturates it, for questions at random times
-_RINGS = 8  # that a prediction is the mean of: which ring Serve draws is luck
+_RUNS = 40  # that a prediction is the mean of: which ring Serve draws is luck
+_WARM_UP = 1 / 3  # of the time that is measured
 _JUDGES = 1
 
 
@@ -103,9 +111,7 @@ def application(costs: Costs, generators: int, log: Path) -> ServeConfig:
     return ServeConfig(
         port=0,
         placement="pack",
-        generator=EngineConfig(
-            model=str(log), scaling=fixed(generators, costs.generator.max_rows)
-        ),
+        generator=EngineConfig(model=str(log), scaling=fixed(generators, costs.generator.max_rows)),
         judge=JudgeConfig(model=str(log), scaling=fixed(_JUDGES, costs.judge.max_rows)),
     )
 
@@ -121,21 +127,21 @@ def search_of(costs: Costs) -> SearchConfig:
 
 
 def predicted(
-    costs: Costs, generators: int, load: Load, seconds: float, shares: Sequence[float] | None = None
+    costs: Costs,
+    generators: int,
+    load: Load,
+    seconds: float,
+    warm_up_s: float,
+    shares: Sequence[float] | None = None,
 ) -> Outcome:
-    """The mean over rings, or with these shares; over ten times as long as is measured."""
+    """The mean of runs that are as long as what is measured, over rings or with these shares."""
+    fleet = Fleet(generators, _JUDGES, Limits().max_questions)
     return over_rings(
         [
             simulate(
-                costs,
-                Fleet(generators, _JUDGES, ServeConfig.model_fields["limits"].default_factory().max_questions),  # type: ignore[union-attr,call-arg]
-                load,
-                seconds=10 * seconds / _RINGS,
-                warm_up_s=seconds / 2,
-                seed=ring,
-                shares=shares,
+                costs, fleet, load, seconds=seconds, warm_up_s=warm_up_s, seed=n, shares=shares
             )
-            for ring in range(_RINGS)
+            for n in range(_RUNS)
         ]
     )
 
@@ -192,9 +198,11 @@ def read_spent(log: Path) -> list[Spent]:
 def scaled(costs: Costs, generators: int, seconds: float, console: Console) -> Scaled:
     """Serve so many replicas, saturate them, then ask at random times."""
     clients = _CLIENTS * generators
-    full = predicted(costs, generators, Load(clients=clients), seconds)
+    warm_up_s = _WARM_UP * seconds
+    closed = Load(clients=clients)
+    full = predicted(costs, generators, closed, seconds, warm_up_s)
     rate = _PART * full.answers_per_s
-    partly = predicted(costs, generators, Load(rate=rate), seconds)
+    partly = predicted(costs, generators, Load(rate=rate), seconds, 0.0)
     due = arrivals(rate, round(rate * seconds), seed=generators)
     bodies = [question(10_000_000 + number) for number in range(len(due))]
     with tempfile.TemporaryDirectory() as folder:
@@ -209,13 +217,13 @@ def scaled(costs: Costs, generators: int, seconds: float, console: Console) -> S
             before = read_spent(log)
             cpu = [cpu_seconds(name) for name in ("gateway", "searcher")]
             answered = sum(each.questions for each in before)
-            count, over = asyncio.run(saturate(url, clients, seconds / 3, seconds))
+            count, over = asyncio.run(saturate(url, clients, warm_up_s, seconds))
             slower, shares = spent_since(log, before)
             answered = sum(each.questions for each in read_spent(log)) - answered
             cpu = [cpu_seconds(n) - c for n, c in zip(("gateway", "searcher"), cpu, strict=True)]
             replies = asyncio.run(ask_at(url, bodies, due))
     assert all(reply.status == 200 for reply in replies)
-    seen = predicted(slowed(costs, slower), generators, Load(clients=clients), seconds, shares)
+    seen = predicted(slowed(costs, slower), generators, closed, seconds, warm_up_s, shares)
     found = Scaled(
         generators=generators,
         bound_per_s=generators * bounds(costs).generator_per_s,

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from stagebeam.capacity.costs import Costs, Question
 from stagebeam.search.settings import ROUND_ROBIN_UP_TO
 
-_STEPS = 200  # of the search for a fixed point
-
 
 def pairs_by_round(form: str, n: int) -> list[int]:
     """Pairs that each round of a tournament asks about, as `search.tournament` plays them with
@@ -88,10 +86,8 @@ def bounds(costs: Costs) -> Bounds:
     stages = len(question.stage_tokens)
     judging = judge_begin + stages * sum(round_seconds(costs, pairs) for pairs in rounds)
     waiting = hops.question_s + stages * (hops.generator_s + len(rounds) * hops.judge_s)
-    alone = sum(
-        longest_of(question, mean) * (generator.pass_s + n * generator.row_s)
-        for mean in question.stage_tokens.values()
-    )
+    longest = sum(longest_of(question, mean) for mean in question.stage_tokens.values())
+    alone = longest * generator.pass_s + n * tokens * generator.row_s
     return Bounds(
         unloaded_s=begin + alone + judging + waiting,
         generator_per_s=1 / (begin + rows_s),
@@ -104,30 +100,28 @@ def bounds(costs: Costs) -> Bounds:
 def mean_latency(costs: Costs, generators: int, judges: int, rate: float) -> float:
     """Mean seconds of an answer at `rate` questions a second, infinite where it cannot be kept up.
 
-    Little's law gives the rows that decode in a pass, which give the pass's seconds, which give the
-    rows; prompts that are read in between stretch a pass. A judge is a queue with fixed service
-    (Pollaczek-Khinchine; its questions come in any order, so rounds count as arrivals at random).
-    Questions are spread evenly over replicas, and none waits for rows.
+    Little's law gives the rows that decode at a time, which give a pass's seconds, which give the
+    rows: who arrives at random sees the mean number of rows beside its own. Prompts that are read
+    in between stretch a pass. A judge is a queue of fixed service (Pollaczek-Khinchine), its rounds
+    counted as arrivals at random. Questions are spread evenly over replicas, and none waits for
+    rows; so this is a lower estimate, and a good one while batches are far from full.
     """
     question, generator = costs.question, costs.generator
+    found, n = bounds(costs), question.candidates
     begin, _ = first_look(costs)
-    each = rate / generators
-    n, found = question.candidates, bounds(costs)
-    reading = each * begin
-    judging = found.judge_s * rate / judges
-    tokens = sum(question.stage_tokens.values())
-    if reading >= 1 or judging >= 1 or rate >= generators * found.generator_per_s:
+    each, judging = rate / generators, found.judge_s * rate / judges
+    if judging >= 1 or each >= found.generator_per_s:
         return math.inf
-    rows = float(n)
-    for _ in range(_STEPS):
-        a_pass = (generator.pass_s + max(rows, n) * generator.row_s) / (1 - reading)
-        rows += (each * n * tokens * a_pass - rows) / 2
-    if rows > generator.max_rows:
+    means = question.stage_tokens.values()
+    tokens, longest = sum(means), sum(longest_of(question, mean) for mean in means)
+    own = n * tokens / longest  # rows, while the longest decodes
+    # A pass takes a + b * (own + others), and others are each * longest * own of them.
+    fixed = (generator.pass_s + generator.row_s * own) / (1 - each * begin)
+    a_pass = fixed / (1 - generator.row_s * each * longest * own / (1 - each * begin))
+    if not 0 < each * longest * a_pass * own < generator.max_rows:
         return math.inf
-    longest = sum(longest_of(question, mean) for mean in question.stage_tokens.values())
     rounds = len(pairs_by_round(question.tournament, n)) * len(question.stage_tokens)
     wait = 0.0
     if rounds:
-        service = found.judge_s / rounds
-        wait = rounds * judging * service / (2 * (1 - judging))
+        wait = rounds * judging * (found.judge_s / rounds) / (2 * (1 - judging))
     return found.hops_s + begin + longest * a_pass + found.judge_s + wait

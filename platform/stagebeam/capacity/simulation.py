@@ -2,8 +2,9 @@
 
 What is modelled: the searcher's bound on questions at once; the hash ring that a question's
 replicas follow from; the generator's batch; the judge's rounds one after another; the ways between
-them. What is not: placement other than `pack` (which `auto` comes to under load), replicas that come
-and go, equal candidates (copies are judged as if they differed), stages that go back.
+them. What is not: placement other than `pack` (which `auto` comes to under load), replicas that
+come and go, equal candidates (copies are judged as if they differed), stages that go back, judges
+that score by text (a round there reads each candidate once) or share the generator's replicas.
 """
 
 from __future__ import annotations
