@@ -128,8 +128,9 @@ def main(
             needed(loaded, each, p95_s=promised, price=price, seed=seed) for each in rate or RATES
         ]
         epochs = [
-            epoch(loaded.training, many, on)
-            for many in (rows or ROWS if loaded.training else ())
+            epoch(training, many, on)
+            for training in filter(None, [loaded.training])
+            for many in rows or ROWS
             for on in gpus or GPUS
         ]
         if as_json_text:

@@ -52,6 +52,7 @@ _PART = 0.6  # of what saturates it, for questions at random times
 _RUNS = 40  # that a prediction is the mean of: which ring Serve draws is luck
 _WARM_UP = 1 / 3  # of the time that is measured
 _JUDGES = 1
+_ALONE = 5  # questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Scaled:
     bound_per_s: float  # closed form: no row is ever idle
     answers_per_s: Compared  # saturated
     same_with_what_was_seen: Compared  # with the passes and the ring that this run had
+    alone_s: Compared  # a question with nothing else to do, mean
     answers: int
     pass_over_due: float  # seconds of a pass, over those it should have taken
     shares: list[float]  # of the questions, by replica
@@ -174,6 +176,13 @@ async def saturate(url: str, clients: int, warm_up_s: float, seconds: float) -> 
     return sum(opened <= at < until for at in ended), seconds
 
 
+async def alone(url: str) -> float:
+    """Seconds of an answer where questions are asked one after another, mean."""
+    bodies = [question(20_000_000 + number) for number in range(_ALONE)]
+    replies = [(await ask_at(url, [body], [0.0]))[0] for body in bodies]
+    return sum(reply.seconds for reply in replies) / _ALONE
+
+
 def cpu_seconds(deployment: str) -> float:
     """Of a deployment's processes, since they were started."""
     spent = (psutil.Process(pid).cpu_times() for pid in replica_pids(deployment))
@@ -202,8 +211,8 @@ def scaled(costs: Costs, generators: int, seconds: float, console: Console) -> S
     closed = Load(clients=clients)
     full = predicted(costs, generators, closed, seconds, warm_up_s)
     rate = _PART * full.answers_per_s
-    partly = predicted(costs, generators, Load(rate=rate), seconds, 0.0)
     due = arrivals(rate, round(rate * seconds), seed=generators)
+    partly = predicted(costs, generators, Load(due=due), 10 * seconds, 0.0)
     bodies = [question(10_000_000 + number) for number in range(len(due))]
     with tempfile.TemporaryDirectory() as folder:
         log, loaders = Path(folder), Loaders(costs)
@@ -214,6 +223,7 @@ def scaled(costs: Costs, generators: int, seconds: float, console: Console) -> S
             judge_loader=loaders.judge,
         ) as url:
             asyncio.run(saturate(url, clients, 0.0, 1.0))  # what a process does once
+            alone_s = asyncio.run(alone(url))
             before = read_spent(log)
             cpu = [cpu_seconds(name) for name in ("gateway", "searcher")]
             answered = sum(each.questions for each in before)
@@ -229,6 +239,7 @@ def scaled(costs: Costs, generators: int, seconds: float, console: Console) -> S
         bound_per_s=generators * bounds(costs).generator_per_s,
         answers_per_s=compared(full.answers_per_s, count / over),
         same_with_what_was_seen=compared(seen.answers_per_s, count / over),
+        alone_s=compared(bounds(costs).unloaded_s, alone_s),
         answers=count,
         pass_over_due=slower,
         shares=shares,
@@ -257,6 +268,7 @@ def table(found: ScaleBenchmark) -> Table:
         for name, pair, unit in (
             ("answers a second, saturated", each.answers_per_s, ""),
             ("with this run's passes and ring", each.same_with_what_was_seen, ""),
+            ("alone", each.alone_s, " s"),
             (f"p50 at {each.open_rate:.2f} a second", each.open_p50_s, " s"),
             (f"p95 at {each.open_rate:.2f} a second", each.open_p95_s, " s"),
         ):

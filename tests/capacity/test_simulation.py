@@ -140,6 +140,25 @@ def test_a_full_replica_passes_calls_on() -> None:
     assert seen.generators_busy > 0.9
 
 
+def test_questions_come_when_they_are_due() -> None:
+    of = costs(spread=0.0)
+    load = Load(due=[0.0, 50.0, 100.0])
+    seen = simulate(of, Fleet(1, 1), load, seconds=200, warm_up_s=0, seed=0)
+    assert (seen.arrived, seen.answered) == (3, 3)
+    assert seen.p99_s == pytest.approx(bounds(of).unloaded_s)
+    working = 36 * (0.04 + 4 * 0.002) + 0.02
+    assert seen.generators_busy == pytest.approx(3 * working / 200)
+    assert seen.judges_busy == pytest.approx(3 * bounds(of).judge_s / 200)
+    assert seen.rows == pytest.approx(4, rel=0.02)
+
+
+def test_what_is_under_way_at_the_edges_of_the_time_counts_by_its_part() -> None:
+    of = costs(spread=0.0, tokens=(1000,), candidates=1, prompt_tokens=0)
+    seen = simulate(of, Fleet(1, 1), Load(due=[0.0]), seconds=10, warm_up_s=10, seed=0)
+    assert seen.generators_busy == pytest.approx(1)
+    assert seen.rows == pytest.approx(1)
+
+
 def test_the_mean_of_runs_is_field_by_field() -> None:
     runs = [at_rate(costs(), 0.5, seed=seed) for seed in range(3)]
     mean = over_rings(runs)
@@ -158,9 +177,10 @@ def test_where_nobody_was_answered_there_are_no_seconds() -> None:
     [
         (Fleet(0, 1), Load(rate=1), 1.0, "needs a generator and a judge"),
         (Fleet(1, 1), Load(rate=1), 0.0, "needs time"),
-        (Fleet(1, 1), Load(), 1.0, "a rate or clients"),
-        (Fleet(1, 1), Load(rate=1, clients=1), 1.0, "a rate or clients"),
-        (Fleet(1, 1), Load(rate=0), 1.0, "a rate or clients"),
+        (Fleet(1, 1), Load(), 1.0, "a rate, clients or times"),
+        (Fleet(1, 1), Load(rate=1, clients=1), 1.0, "a rate, clients or times"),
+        (Fleet(1, 1), Load(rate=0), 1.0, "a rate, clients or times"),
+        (Fleet(1, 1), Load(due=[]), 1.0, "a rate, clients or times"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_in_a_sentence(

@@ -31,6 +31,7 @@ class Clock:
         while self._due and self._due[0][0] <= until:
             self.now, _, action = heapq.heappop(self._due)
             action(self.now)
+        self.now = until
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +61,8 @@ class GeneratorReplica:
         self._passes = 0  # before this stretch
         self._began = self._pass_s = 0.0
         self.calls = 0  # waiting or decoding
-        self.busy_s = 0.0
-        self.row_seconds = 0.0  # rows times the seconds in which they decoded
+        self._busy_s = 0.0  # before this stretch
+        self._row_seconds = 0.0
 
     def ask(self, call: Call) -> None:
         """Let it wait; `then` is called when its last row has ended."""
@@ -75,6 +76,15 @@ class GeneratorReplica:
             passed = math.floor((self._clock.now - self._began) / self._pass_s) + 1
             if passed < self._rows[0][0] - self._passes:
                 self._turn_after(max(1, passed))
+
+    def busy_s(self) -> float:
+        """Seconds that it has worked by now."""
+        return self._busy_s + (0.0 if self._idle else self._clock.now - self._began)
+
+    def row_seconds(self) -> float:
+        """Seconds that rows have decoded by now, of all rows together."""
+        stretch = max(0.0, self._clock.now - self._began)
+        return self._row_seconds + len(self._rows) * stretch
 
     def _fits(self, call: Call) -> bool:
         return not self._rows or len(self._rows) + len(call.lengths) <= self._costs.max_rows
@@ -92,8 +102,8 @@ class GeneratorReplica:
     def _turn(self, now: float, passed: int) -> None:
         """So many passes of this stretch are done: rows leave, calls join, the next one begins."""
         self._passes += passed
-        self.busy_s += passed * self._pass_s
-        self.row_seconds += passed * self._pass_s * len(self._rows)
+        self._busy_s += passed * self._pass_s
+        self._row_seconds += passed * self._pass_s * len(self._rows)
         while self._rows and self._rows[0][0] <= self._passes:
             call = heapq.heappop(self._rows)[2]
             call.live -= 1
@@ -107,7 +117,7 @@ class GeneratorReplica:
             for length in call.lengths:
                 ends = self._passes + length
                 heapq.heappush(self._rows, (ends, next(self._number), call))
-        self.busy_s += reading
+        self._busy_s += reading
         self._idle = not self._rows
         if not self._idle:
             self._began = now + reading
@@ -121,10 +131,14 @@ class JudgeReplica:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._free_at = 0.0
-        self.busy_s = 0.0
+        self._asked_s = 0.0
 
     def ask(self, seconds: float, then: Action) -> None:
         """Read a round for so long; `then` is called afterwards."""
         self._free_at = max(self._free_at, self._clock.now) + seconds
-        self.busy_s += seconds
+        self._asked_s += seconds
         self._clock.at(self._free_at, then)
+
+    def busy_s(self) -> float:
+        """Seconds that it has worked by now."""
+        return self._asked_s - max(0.0, self._free_at - self._clock.now)

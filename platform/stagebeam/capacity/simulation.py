@@ -37,11 +37,19 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Either questions at random times, `rate` a second; or `clients` that each ask the next one
-    when they have an answer."""
+    """One of three: questions at random times, `rate` a second; `clients` that each ask the next
+    one when they have an answer; or questions that are `due` at these seconds."""
 
     rate: float | None = None
     clients: int | None = None
+    due: Sequence[float] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is one of the three, and there is something to ask."""
+        due = None if self.due is None else len(self.due)
+        given = [each for each in (self.rate, self.clients, due) if each is not None]
+        return len(given) == 1 and given[0] > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +92,8 @@ def simulate(
         raise ValueError(f"A fleet needs a generator and a judge, got {fleet}.")
     if not (seconds > 0 and warm_up_s >= 0):
         raise ValueError(f"A simulation needs time, got {seconds} s after {warm_up_s} s.")
-    if (load.rate is None) == (load.clients is None) or not (load.rate or load.clients or 0) > 0:
-        raise ValueError(f"Load is a rate or clients, above 0, got {load}.")
+    if not load.usable:
+        raise ValueError(f"Load is a rate, clients or times, above 0, got {load}.")
     return _Simulation(costs, fleet, load, seed, shares).run(warm_up_s, seconds)
 
 
@@ -131,18 +139,19 @@ class _Simulation:
         if self.load.clients is not None:
             for _ in range(self.load.clients):
                 self.clock.at(0.0, self.arrive)
+        elif self.load.due is not None:
+            for at in self.load.due:
+                self.clock.at(at, self.arrive)
         else:
             self.clock.at(self._gap(), self._next_arrival)
         self.clock.run(warm_up_s)
-        before = [replica.busy_s for replica in (*self.generators, *self.judges)]
-        passes = self._row_seconds()
-        end = warm_up_s + seconds
-        self.clock.run(end)
-        self._count(end)
-        after = [replica.busy_s for replica in (*self.generators, *self.judges)]
-        busy = (np.array(after) - before) / seconds
+        before, rows_before = self._busy(), self._row_seconds()
+        self.clock.run(warm_up_s + seconds)
+        self._count(self.clock.now)
+        busy = (self._busy() - before) / seconds
         generators, judges = busy[: len(self.generators)], busy[len(self.generators) :]
-        rows = (self._row_seconds() - passes) / max(1e-12, float(generators.sum()) * seconds)
+        worked = max(1e-12, float(generators.sum()) * seconds)
+        rows = (self._row_seconds() - rows_before) / worked
         took = np.array(self.took) if self.took else np.array([math.nan])
         p50, p95, p99 = (float(p) for p in np.percentile(took, [50, 95, 99]))
         return Outcome(
@@ -162,8 +171,12 @@ class _Simulation:
             rows=rows,
         )
 
+    def _busy(self) -> np.ndarray:
+        generators = [replica.busy_s() for replica in self.generators]
+        return np.array(generators + [replica.busy_s() for replica in self.judges])
+
     def _row_seconds(self) -> float:
-        return sum(replica.row_seconds for replica in self.generators)
+        return sum(replica.row_seconds() for replica in self.generators)
 
     def _gap(self) -> float:
         assert self.load.rate is not None
