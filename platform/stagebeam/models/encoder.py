@@ -101,7 +101,7 @@ class RowEncoder(ABC):
 
     @cached_property
     def processor(self) -> Any:
-        return AutoProcessor.from_pretrained(self.path)
+        return AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
 
     @property
     def tokenizer(self) -> Any:
