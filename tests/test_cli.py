@@ -16,7 +16,7 @@ from jobs.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 # What a command reads first and what else it must be given, where that is not a recipe alone.
-READS = {"preferences": "trace", "trace": "trace", "ask": "question"}
+READS = {"preferences": "trace", "trace": "trace", "ask": "question", "simulate": "costs"}
 NEEDS = {"preferences": ("--output", "pairs"), "ask": ("--url", "http://127.0.0.1:9")}
 
 # A job that another test has imported runs again here as a script, as it is meant to.

@@ -52,15 +52,17 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_number_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match="is not a file of costs") as error:
+    with pytest.raises(ValueError, match="is not a costs file") as error:
         load_costs(written(tmp_path / "costs.json", **changes))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_no_file_and_no_json_are_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="There is no costs file at"):
         load_costs(tmp_path / "absent.json")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_costs(tmp_path)
     (tmp_path / "half.json").write_text('{"name": ')
     with pytest.raises(ValueError, match="is not JSON"):
         load_costs(tmp_path / "half.json")

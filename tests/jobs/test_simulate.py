@@ -53,8 +53,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     broken = tmp_path / "costs.json"
     broken.write_text("{}")
     for arguments, said in (
-        ((str(tmp_path / "absent.json"),), "cannot be read"),
-        ((str(broken),), "is not a file of costs"),
+        ((str(tmp_path / "absent.json"),), "There is no costs file"),
+        ((str(broken),), "is not a costs file"),
         ((str(H100), "--p95", "1"), "with nothing else to do"),
     ):
         code, out, err = simulate(*arguments)

@@ -105,10 +105,12 @@ class Costs(Section):
 
 def load_costs(path: Path) -> Costs:
     """Read a file of costs. Raises ValueError with one sentence for one that cannot be used."""
+    if not path.exists():
+        raise ValueError(f"There is no costs file at {path}.")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The file of costs {path} cannot be read: {error}.") from None
+        raise ValueError(f"The costs file {path} cannot be read: {error}.") from None
     try:
         return Costs.model_validate(json.loads(text))
     except json.JSONDecodeError as error:
@@ -118,4 +120,4 @@ def load_costs(path: Path) -> Costs:
             f"{'.'.join(map(str, wrong['loc'])) or 'the file'}: {wrong['msg']}"
             for wrong in error.errors()
         )
-        raise ValueError(f"{path} is not a file of costs: {found}.") from None
+        raise ValueError(f"{path} is not a costs file: {found}.") from None
