@@ -8,7 +8,7 @@ VENV := .venv
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := stream train search serve
+BENCHMARKS := stream train search serve scale
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The clusters that these targets start are local and short-lived. Ray would otherwise turn token

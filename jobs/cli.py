@@ -16,6 +16,7 @@ COMMANDS = {
     "annotate": "Have a teacher write a data set of staged answers.",
     "validate": "Check a recipe against its shards and model, before any GPU is taken.",
     "estimate": "Predict memory, time and disk of a recipe's training.",
+    "simulate": "Predict replicas, latency and price of serving, and hours of training.",
     "train": "Train the recipe's model on its shards.",
     "judge": "Train a judge from the generator's own mistakes.",
     "evaluate": "Ask held-out questions by every search method and write a report.",

@@ -16,7 +16,13 @@ from jobs.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 # What a command reads first and what else it must be given, where that is not a recipe alone.
-READS = {"tables": "evaluations", "preferences": "trace", "trace": "trace", "ask": "question"}
+READS = {
+    "tables": "evaluations",
+    "preferences": "trace",
+    "trace": "trace",
+    "ask": "question",
+    "simulate": "costs",
+}
 NEEDS = {
     "preferences": ("--output", "pairs"),
     "ask": ("--url", "http://127.0.0.1:9"),

@@ -7,6 +7,9 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
+# Formats that Pillow decodes by itself; others (EPS) would run a program on the bytes.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

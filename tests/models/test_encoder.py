@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PilImage
 
-from stagebeam.models.encoder import IGNORE
+from stagebeam.models.encoder import IGNORE, picture_of
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.tiny.words import BEGIN, END_OF_TURN, IMAGE
-from stagebeam.records import Example, Image, Message
+from stagebeam.records import IMAGE_FORMATS, Example, Image, Message
 
 
 def with_image(scenes: list[Example], turns: int = 1) -> Example:
@@ -150,3 +152,19 @@ def test_it_pickles_as_a_path(encoder: MllamaEncoder, tiny_folder: Path) -> None
     copy = pickle.loads(packed)
     assert (copy.path, copy.max_length) == (str(tiny_folder), 77)
     assert copy.ids("red") == encoder.ids("red")
+
+
+def test_an_image_that_another_program_would_have_to_read_is_not_opened() -> None:
+    drawn = io.BytesIO()
+    PilImage.new("RGB", (4, 4)).save(drawn, "EPS")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        picture_of(drawn.getvalue())
+    with PilImage.open(drawn) as opened:  # Pillow by itself would
+        assert opened.format == "EPS"
+
+
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+def test_every_format_of_shards_is_read(kind: str) -> None:
+    drawn = io.BytesIO()
+    PilImage.new("RGB", (4, 4), "red").save(drawn, kind)
+    assert picture_of(drawn.getvalue()).size == (4, 4)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,32 @@ def test_the_fingerprint_follows_what_decides_an_answer(folder: Path) -> None:
 
 def test_a_hub_name_is_its_own_fingerprint() -> None:
     assert fingerprint("somebody/a-model") == "somebody/a-model"
+
+
+def test_weights_in_a_pickle_are_refused_and_never_opened(folder: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(folder / "sprung"),)
+
+    (folder / "model.safetensors").unlink()
+    torch.save(Trap(), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no weights that can be read as safetensors") as error:
+        load(str(folder), "cpu")
+    assert "\n" not in str(error.value)
+    assert not (folder / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+def test_code_that_a_folder_brings_along_is_not_run(folder: Path, name: str) -> None:
+    (folder / "theirs.py").write_text(f"import os; os.mkdir({str(folder / 'sprung')!r})")
+    settings = json.loads((folder / name).read_text())
+    if name == "config.json":
+        settings["model_type"] = "theirs"
+        settings["auto_map"] = {"AutoConfig": "theirs.Config"}
+    else:
+        settings["processor_class"] = "TheirProcessor"
+        settings["auto_map"] = {"AutoProcessor": "theirs.TheirProcessor"}
+    (folder / name).write_text(json.dumps(settings))
+    with suppress(ValueError):  # or done without
+        assert load(str(folder), "cpu").encoder.tokenizer
+    assert not (folder / "sprung").exists()

@@ -12,12 +12,9 @@ from PIL import Image as PilImage
 
 from stagebeam.data.refusal import Fault, Refused
 from stagebeam.recipe import DataConfig
-from stagebeam.records import Example, Message
+from stagebeam.records import IMAGE_FORMATS, Example, Message
 from stagebeam.source_config import Source
 from stagebeam.stages import find_tags, parse
-
-# Formats that Pillow decodes by itself; others (EPS) would run a program on the bytes.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 Problem = tuple[Fault, str]
 
@@ -124,14 +121,14 @@ def _image_problem(data: bytes, max_pixels: int) -> Problem | None:
         with warnings.catch_warnings():
             # Pillow warns of large images by a limit of its own; ours is checked below.
             warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
-            with PilImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            with PilImage.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     much = f"has {width} x {height} pixels, more than {max_pixels}"
                     return "large image", much
                 image.verify()
             # verify() reads headers and checksums; only decoding finds a file that is cut short.
-            with PilImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            with PilImage.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 image.load()
     except PilImage.DecompressionBombError:
         return "large image", f"has more than {max_pixels} pixels"

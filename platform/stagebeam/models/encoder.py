@@ -24,7 +24,7 @@ from PIL import ImageOps
 from transformers import AutoProcessor
 
 from stagebeam.models.spelling import Spelling
-from stagebeam.records import Example, Message
+from stagebeam.records import IMAGE_FORMATS, Example, Message
 
 IGNORE = -100  # label of a token without loss
 
@@ -43,10 +43,11 @@ class EncodedRow:
 def picture_of(data: bytes) -> PilImage.Image:
     """An encoded image in RGB, the right way up: turned as its EXIF data say.
 
-    Raises ValueError where the bytes cannot be decoded.
+    Raises ValueError where the bytes cannot be decoded, or are of none of IMAGE_FORMATS.
     """
     try:
-        return ImageOps.exif_transpose(PilImage.open(io.BytesIO(data))).convert("RGB")
+        opened = PilImage.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return ImageOps.exif_transpose(opened).convert("RGB")
     except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
         raise ValueError("An image cannot be decoded.") from error
 
@@ -101,7 +102,7 @@ class RowEncoder(ABC):
 
     @cached_property
     def processor(self) -> Any:
-        return AutoProcessor.from_pretrained(self.path)
+        return AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
 
     @property
     def tokenizer(self) -> Any:

@@ -35,13 +35,31 @@ def load(path: str, device: str = "auto", dtype: torch.dtype | None = None) -> L
     family = family_of(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    opened: Any = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype or "auto", output_loading_info=True
-    )
-    model, info = opened
-    check_loading(path, info)
+    model = open_weights(path, dtype or "auto")
     model.to(device).eval()
     return Loaded(model, family, family.encoder(path), fingerprint(path))
+
+
+def open_weights(path: str, dtype: torch.dtype | str) -> Any:
+    """A model of transformers with the weights in `path`, read from safetensors alone: other
+    formats are pickles, and what a folder brings along as code is not run.
+
+    Raises ValueError where there are no such weights, or where they do not fit.
+    """
+    try:
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path} has no weights that can be read as safetensors: {why}") from None
+    model, info = opened
+    check_loading(path, info)
+    return model
 
 
 def check_loading(path: str, info: dict[str, object]) -> None:

@@ -26,7 +26,7 @@ def family_of(path: str, expected: str | None = None) -> Family:
     if not Path(path).exists() and path.startswith(("/", ".", "runs/")):
         raise ValueError(f"There is no model folder at {path}.")
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a model folder: {str(error).splitlines()[0]}") from None
     name = config.model_type

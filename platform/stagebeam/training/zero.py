@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 from transformers.integrations import HfDeepSpeedConfig
 
 from stagebeam.models.family import Family
-from stagebeam.models.load import check_loading
+from stagebeam.models.load import open_weights
 from stagebeam.models.recompute import recompute
 from stagebeam.recipe import ModelConfig
 from stagebeam.train_config import TrainConfig
@@ -59,14 +58,10 @@ def open_for_training(
 def load_partitioned(path: str, dtype: str, settings: dict[str, Any]) -> Any:
     """Open a model for training; under ZeRO-3 each rank keeps its share of every weight.
 
-    Raises ValueError where a weight is missing or unexpected.
+    Raises ValueError as `open_weights` does.
     """
     # Alive during from_pretrained, it makes transformers partition while loading.
     keep = HfDeepSpeedConfig(settings) if settings["zero_optimization"]["stage"] == 3 else None
-    opened: Any = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=getattr(torch, dtype), output_loading_info=True
-    )
+    model = open_weights(path, getattr(torch, dtype))
     del keep
-    model, info = opened
-    check_loading(path, info)
     return model

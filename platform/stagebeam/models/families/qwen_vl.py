@@ -51,7 +51,7 @@ class StillProcessor:
 
     @classmethod
     def from_pretrained(cls, path: str) -> Self:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         return cls(tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path))
 
     @property
