@@ -31,7 +31,7 @@ from jobs.benchmarks.judges import (
     N,
     Remembering,
     Rows,
-    answer_store,
+    Run,
     ask_all,
     fresh,
 )
@@ -86,24 +86,22 @@ def last_word(example: Example, text: str) -> Outcome:
     return Outcome(said, float(correct(said, example)))
 
 
-async def measure(
-    seeds: Sequence[int], root: Path, questions: int, console: Console
-) -> dict[str, Line]:
+async def measure(seeds: Sequence[int], run: Run, console: Console) -> dict[str, Line]:
     """Every form by its methods."""
     right: dict[str, dict[int, list[bool]]] = {}
     for seed in seeds:
-        examples = fresh(seed, questions)
+        examples = fresh(seed, run.questions)
         for form in FORMS:
-            for method, rows in (await _asked(form, seed, root, examples, console)).items():
+            for method, rows in (await _asked(form, seed, run, examples, console)).items():
                 answers = [row.correct for row in rows]
                 right.setdefault(f"{form} {method}", {})[seed] = answers
     return {name: _line(by_seed, right[_BASE]) for name, by_seed in right.items()}
 
 
 async def _asked(
-    form: Form, seed: int, root: Path, examples: Sequence[Example], console: Console
+    form: Form, seed: int, run: Run, examples: Sequence[Example], console: Console
 ) -> dict[str, Rows]:
-    loaded = load(str(make_generator(Folder(root, seed), form)), "cpu")
+    loaded = load(str(make_generator(Folder(run.root, seed), form)), "cpu")
     engine = TransformersEngine(loaded, max_rows=_ROWS, kv_bytes=_KEPT_BYTES)
     staged = form == "stages"
     judge = EngineJudge(engine, "likelihood", _ROWS) if staged else None
@@ -112,7 +110,7 @@ async def _asked(
             LocalAsk(Remembering(engine), judge, SETTINGS),
             examples,
             _SEARCHED if staged else _PLAIN,
-            answer_store(root, seed, f"ablation {form}"),
+            run.store(seed, f"ablation {form}"),
             f"seed {seed}, {FORMS[form]}",
             console,
             None if staged else last_word,
@@ -165,7 +163,7 @@ def main(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     console = Console()
-    lines = asyncio.run(measure(seed, kept, questions, console))
+    lines = asyncio.run(measure(seed, Run(kept, SEEDS, questions), console))
     versions = torch.__version__, transformers.__version__
     measured = Ablation(lines, questions, GENERATOR_STEPS, ROWS, *versions)
     write_figures(measured, output, console, [table(measured)])

@@ -115,6 +115,7 @@ class JudgesBenchmark:
 
     judges: dict[str, Measured]
     candidates: int
+    generator: str
     temperature: float
     cpu_seconds: dict[str, float]  # of training each model
     torch: str
@@ -161,19 +162,37 @@ class LocalAsk:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Who generates, how warm, and where answers are kept."""
+
+    root: Path
+    seeds: tuple[int, ...]  # whose models are peers
+    questions: int
+    generator: str = "generator"  # or what a judge may be
+    temperature: float = 1.0
+
+    @property
+    def settings(self) -> SearchSettings:
+        return replace(SETTINGS, temperature=self.temperature)
+
+    def store(self, seed: int, name: str) -> AnswerStore:
+        """What one model or judge was asked already."""
+        by = f"answers-{self.generator}-{self.temperature:g}".replace(" ", "_")
+        return AnswerStore(Folder(self.root, seed).path / by / name.replace(" ", "_"))
+
+
 Rows = list[AnswerRow]
 
 
 class Seed:
     """Everything that is asked of one seed's generator."""
 
-    def __init__(
-        self, seed: int, seeds: Sequence[int], root: Path, questions: int, console: Console
-    ) -> None:
-        self.seed, self._seeds, self._root, self._console = seed, seeds, root, console
-        self._examples = fresh(seed, questions)
+    def __init__(self, seed: int, run: Run, console: Console) -> None:
+        self.seed, self._run, self._console = seed, run, console
+        self._examples = fresh(seed, run.questions)
         self._open = ExitStack()
-        self._generator = self._engine(make_generator(Folder(root, seed)))
+        self._generator = self._engine(self._made(run.generator, seed))
 
     def close(self) -> None:
         self._open.close()
@@ -186,7 +205,7 @@ class Seed:
     def judge(self, kind: Kind) -> Judge:
         """The judge, made if it is not there."""
         members: list[Judge] = []
-        for seed in kind.members(self.seed, self._seeds):
+        for seed in kind.members(self.seed, self._run.seeds):
             judge = TransformersJudge(
                 load(str(self._made(kind.model, seed)), "cpu"), kind=kind.reading, max_rows=_ROWS
             )
@@ -195,7 +214,7 @@ class Seed:
         return members[0] if len(members) == 1 else EnsembleJudge(members)
 
     def _made(self, model: str, seed: int) -> Path:
-        folder = Folder(self._root, seed)
+        folder = Folder(self._run.root, seed)
         return (
             make_generator(folder)
             if model == "generator"
@@ -204,13 +223,13 @@ class Seed:
 
     async def plain(self, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Greedy and majority: no judge."""
-        ask = LocalAsk(Remembering(self._generator), None, SETTINGS)
+        ask = LocalAsk(Remembering(self._generator), None, self._run.settings)
         plan = [("greedy", 1), *(("majority", n) for n in candidates)]
         return await self._asked("plain", ask, plan)
 
     async def judged(self, name: str, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Best of N and stage beam under a judge."""
-        ask = LocalAsk(Remembering(self._generator), self.judge(KINDS[name]), SETTINGS)
+        ask = LocalAsk(Remembering(self._generator), self.judge(KINDS[name]), self._run.settings)
         plan = [(method, n) for n in candidates for method in ("best_of_n", "stage_beam")]
         return await self._asked(name, ask, plan)
 
@@ -218,8 +237,8 @@ class Seed:
         """The greedy answers of each of the judge's models."""
         kind = KINDS[name]
         found = []
-        for seed in kind.members(self.seed, self._seeds):
-            ask = LocalAsk(self._engine(self._made(kind.model, seed)), None, SETTINGS)
+        for seed in kind.members(self.seed, self._run.seeds):
+            ask = LocalAsk(self._engine(self._made(kind.model, seed)), None, self._run.settings)
             rows = await self._asked(f"{kind.model}-{seed} alone", ask, (("greedy", 1),))
             found.append(rows["greedy"])
         return found
@@ -250,14 +269,9 @@ class Seed:
     async def _asked(
         self, name: str, ask: LocalAsk, plan: Sequence[tuple[str, int]]
     ) -> dict[str, Rows]:
-        store = answer_store(self._root, self.seed, name)
+        store = self._run.store(self.seed, name)
         title = f"seed {self.seed}, {name}"
         return await ask_all(ask, self._examples, plan, store, title, self._console)
-
-
-def answer_store(root: Path, seed: int, name: str) -> AnswerStore:
-    """What one model or judge was asked already."""
-    return AnswerStore(Folder(root, seed).path / "answers" / name.replace(" ", "_"))
 
 
 async def ask_all(
@@ -310,19 +324,14 @@ def voted(members: Sequence[Rows]) -> list[bool]:
 
 
 async def measure(
-    names: Sequence[str],
-    seeds: Sequence[int],
-    measured: Sequence[int],
-    root: Path,
-    questions: int,
-    console: Console,
+    names: Sequence[str], measured: Sequence[int], run: Run, console: Console
 ) -> dict[str, Measured]:
     """Every judge on the questions of the `measured` seeds."""
     right: dict[str, dict[int, dict[str, list[bool]]]] = {name: {} for name in names}
     oracle: dict[str, list[bool]] = {name: [] for name in names}
     cards: dict[str, dict[int, JudgeCard]] = {name: {} for name in names}
     for seed in measured:
-        asked = Seed(seed, seeds, root, questions, console)
+        asked = Seed(seed, run, console)
         plain = await asked.plain()
         for name in names:
             rows = {**plain, **await asked.judged(name)}
@@ -394,6 +403,10 @@ def main(
         int | None, typer.Option(help="Ask the questions of this seed alone, as a part of a run.")
     ] = None,
     questions: Annotated[int, typer.Option(help="Fresh scenes for each seed.")] = QUESTIONS,
+    generator: Annotated[
+        str, typer.Option(help="Which model generates: generator or longer.")
+    ] = "generator",
+    temperature: Annotated[float, typer.Option(help="Of the candidates.")] = 1.0,
     kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
 ) -> None:
@@ -403,12 +416,15 @@ def main(
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     asked = seed if only is None else [only]
-    found = asyncio.run(measure(judge, seed, asked, kept, questions, console))
+    run = Run(kept, tuple(seed), questions, generator, temperature)
+    found = asyncio.run(measure(judge, asked, run, console))
     seconds = {
         f"{path.parent.name}/{path.stem}": float(path.read_text())
         for path in sorted(kept.glob("seed-*/*.cpu_seconds"))
     }
-    measured = JudgesBenchmark(found, N, 1.0, seconds, torch.__version__, transformers.__version__)
+    measured = JudgesBenchmark(
+        found, N, generator, temperature, seconds, torch.__version__, transformers.__version__
+    )
     write_figures(measured, output, console, [table(measured)])
 
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 
 from jobs.benchmarks.figures import write_figures
-from jobs.benchmarks.judges import KEPT, KINDS, SEEDS, Rows, Seed
+from jobs.benchmarks.judges import KEPT, KINDS, SEEDS, Rows, Run, Seed
 from stagebeam.evaluation.answers import name_of
 from stagebeam.evaluation.statistics import Interval, wilson
 
@@ -58,10 +58,10 @@ class Scaling:
 
 
 async def measure(
-    names: Sequence[str], seed: int, root: Path, questions: int, console: Console
+    names: Sequence[str], seed: int, run: Run, console: Console
 ) -> dict[str, dict[str, Point]]:
     """Every judge at every N."""
-    asked = Seed(seed, SEEDS, root, questions, console)
+    asked = Seed(seed, run, console)
     try:
         plain = await asked.plain(CANDIDATES)
         found = {}
@@ -140,7 +140,7 @@ def main(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     console = Console()
-    found = asyncio.run(measure(judge, seed, kept, questions, console))
+    found = asyncio.run(measure(judge, seed, Run(kept, SEEDS, questions), console))
     measured = Scaling(found, questions, seed, torch.__version__, transformers.__version__)
     draw(measured, plot)
     write_figures(measured, output, console)

@@ -174,6 +174,7 @@ def engine_arguments(config: EngineConfig, dtype: Any, *, on_cpu: bool) -> dict[
     """What vLLM is told of a recipe's engine whose weights are of type `dtype`."""
     arguments: dict[str, Any] = {
         "model": config.model,
+        "load_format": "safetensors",  # never a pickle
         # vLLM's own choice would halve the precision of float32 weights
         "dtype": dtype or "auto",
         "max_num_seqs": config.scaling.max_batch_rows,
