@@ -27,7 +27,6 @@ from jobs.benchmarks.judges import (
     QUESTIONS,
     SEEDS,
     SETTINGS,
-    LocalAsk,
     N,
     Remembering,
     Rows,
@@ -35,6 +34,7 @@ from jobs.benchmarks.judges import (
     ask_all,
     fresh,
 )
+from stagebeam.evaluation.ask import EngineAsk
 from stagebeam.evaluation.scorers.conclusion import Outcome
 from stagebeam.evaluation.scoring import correct
 from stagebeam.evaluation.statistics import Interval, paired_difference, wilson
@@ -107,7 +107,7 @@ async def _asked(
     judge = EngineJudge(engine, "likelihood", _ROWS) if staged else None
     try:
         return await ask_all(
-            LocalAsk(Remembering(engine), judge, SETTINGS),
+            EngineAsk(Remembering(engine), form, SETTINGS, judge),
             examples,
             _SEARCHED if staged else _PLAIN,
             run.store(seed, f"ablation {form}"),

@@ -36,7 +36,7 @@ from jobs.benchmarks.judge_models import (
 from jobs.progress import StepBar
 from stagebeam.data.preferences import first_fault
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rule, name_of
-from stagebeam.evaluation.ask import run_method
+from stagebeam.evaluation.ask import EngineAsk, run_method
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard
@@ -47,9 +47,8 @@ from stagebeam.inference.types import Candidate, GenerateRequest, Generator, Jud
 from stagebeam.inference.verdict import JudgeKind, TransformersJudge
 from stagebeam.models.load import load
 from stagebeam.records import Example
-from stagebeam.search import SearchSettings, Trace, answer
+from stagebeam.search import SearchSettings
 from stagebeam.search.seeds import question_key
-from stagebeam.search.settings import Method
 from stagebeam.search.votes import normalise
 
 KEPT = Path("runs/bench/judges")
@@ -145,23 +144,6 @@ class Remembering:
             yield item
 
 
-class LocalAsk:
-    """Implements `evaluation.ask.Ask` by a search in this process."""
-
-    def __init__(self, generator: Generator, judge: Judge | None, settings: SearchSettings) -> None:
-        self._generator, self._judge, self._settings = generator, judge, settings
-
-    async def __call__(self, example: Example, method: Method, n: int) -> Trace:
-        return await answer(
-            prompt_of(example),
-            self._generator,
-            self._judge,
-            replace(self._settings, method=method, candidates=n),
-            generator_id="generator",
-            judge_id=None if self._judge is None else "judge",
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """Who generates, how warm, and where answers are kept."""
@@ -221,15 +203,18 @@ class Seed:
             else make_judge(folder, cast(Trained, model))
         )
 
+    def _ask(self, judge: Judge | None = None) -> EngineAsk:
+        return EngineAsk(Remembering(self._generator), "generator", self._run.settings, judge)
+
     async def plain(self, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Greedy and majority: no judge."""
-        ask = LocalAsk(Remembering(self._generator), None, self._run.settings)
+        ask = self._ask()
         plan = [("greedy", 1), *(("majority", n) for n in candidates)]
         return await self._asked("plain", ask, plan)
 
     async def judged(self, name: str, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Best of N and stage beam under a judge."""
-        ask = LocalAsk(Remembering(self._generator), self.judge(KINDS[name]), self._run.settings)
+        ask = self._ask(self.judge(KINDS[name]))
         plan = [(method, n) for n in candidates for method in ("best_of_n", "stage_beam")]
         return await self._asked(name, ask, plan)
 
@@ -238,7 +223,7 @@ class Seed:
         kind = KINDS[name]
         found = []
         for seed in kind.members(self.seed, self._run.seeds):
-            ask = LocalAsk(self._engine(self._made(kind.model, seed)), None, self._run.settings)
+            ask = EngineAsk(self._engine(self._made(kind.model, seed)), "alone", self._run.settings)
             rows = await self._asked(f"{kind.model}-{seed} alone", ask, (("greedy", 1),))
             found.append(rows["greedy"])
         return found
@@ -267,7 +252,7 @@ class Seed:
         return await judge_card(self.judge(KINDS[name]), pairs)
 
     async def _asked(
-        self, name: str, ask: LocalAsk, plan: Sequence[tuple[str, int]]
+        self, name: str, ask: EngineAsk, plan: Sequence[tuple[str, int]]
     ) -> dict[str, Rows]:
         store = self._run.store(self.seed, name)
         title = f"seed {self.seed}, {name}"
@@ -275,7 +260,7 @@ class Seed:
 
 
 async def ask_all(
-    ask: LocalAsk,
+    ask: EngineAsk,
     examples: Sequence[Example],
     plan: Sequence[tuple[str, int]],
     store: AnswerStore,

@@ -48,7 +48,7 @@ def shipment(
                 (folder / entry.name).symlink_to(entry)
         shipped = Path(FOLDER, path.name)
         (folder / FOLDER).mkdir()
-        (folder / shipped).write_text(flat(recipe), encoding="utf-8")
+        (folder / shipped).write_text(recipe.to_yaml(), encoding="utf-8")
         command = ["python", "-m", f"jobs.{job}", shipped.as_posix(), *arguments]
         yield Shipment(shlex.join(command), {**settings, "working_dir": name})
 
@@ -64,12 +64,6 @@ def runtime_env(clone: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{clone / RUNTIME_ENV} must be a mapping.")
     return loaded
-
-
-def flat(recipe: Recipe) -> str:
-    """A recipe as YAML, without what it leaves to its defaults."""
-    settings = recipe.model_dump(mode="json", exclude_unset=True)
-    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def relative_paths(recipe: Recipe) -> list[str]:

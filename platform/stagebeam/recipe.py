@@ -380,6 +380,10 @@ class Recipe(Section):
     evaluation: EvaluationConfig | None = None
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
+    def to_yaml(self) -> str:
+        """A file of its own, without what is left to defaults."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+
     def fingerprint(self) -> str:
         """Twelve hex digits that change when any setting changes."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from ray_nodes import free_port
 from real_models import write_model
 
 from serve.deploy_config import FOLDER, deploy_config, written
@@ -43,16 +43,6 @@ def test_every_file_has_its_recipe() -> None:
     assert {path.name for path in FOLDER.iterdir()} <= {path.name for path in RECIPES}
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Of a tiny model, with a port of its own."""
@@ -61,7 +51,7 @@ def recipe(tmp_path: Path) -> Path:
         "name": "deployed",
         "model": {"path": "tiny"},
         "data": {"shards": "shards"},
-        "serve": {"port": free_ports(1)[0], "generator": engine, "judge": engine},
+        "serve": {"port": free_port(), "generator": engine, "judge": engine},
         "search": {"candidates": 2, "max_new_tokens": 8},
     }
     path = tmp_path / "recipe.yaml"
@@ -72,7 +62,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture
 def cluster_env(recipe: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head node of our own, as `ray start` makes it."""
-    gcs, dashboard, client = free_ports(3)
+    gcs, dashboard, client = free_port(), free_port(), free_port()
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",

@@ -156,8 +156,7 @@ def _metadata(name: str, component: str, cluster: KubernetesCluster) -> Manifest
 
 def _config_map(recipe: Recipe, cluster: KubernetesCluster) -> Manifest:
     """The recipe as one file, without what it leaves to its defaults; named by its content."""
-    settings = recipe.model_dump(mode="json", exclude_unset=True)
-    text = yaml.safe_dump(settings, sort_keys=False)
+    text = recipe.to_yaml()
     name = f"{_slug(recipe.name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return {
         "apiVersion": "v1",

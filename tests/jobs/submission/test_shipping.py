@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray._private.runtime_env.packaging import create_package
 
-from jobs.submission.shipping import flat, relative_paths, runtime_env, shipment
+from jobs.submission.shipping import relative_paths, runtime_env, shipment
 from stagebeam.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,7 +87,7 @@ def test_what_is_shipped_is_the_recipe_with_what_it_extends(
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_the_same_run(path: Path) -> None:
     recipe = load_recipe(path)
-    again = Recipe.model_validate(yaml.safe_load(flat(recipe)))
+    again = Recipe.model_validate(yaml.safe_load(recipe.to_yaml()))
     assert (again, again.fingerprint()) == (recipe, recipe.fingerprint())
 
 
