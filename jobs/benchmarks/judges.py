@@ -175,6 +175,7 @@ class Seed:
         self._examples = fresh(seed, run.questions)
         self._open = ExitStack()
         self._generator = self._engine(self._made(run.generator, seed))
+        self._remembering = Remembering(self._generator)
 
     def close(self) -> None:
         self._open.close()
@@ -204,7 +205,7 @@ class Seed:
         )
 
     def _ask(self, judge: Judge | None = None) -> EngineAsk:
-        return EngineAsk(Remembering(self._generator), "generator", self._run.settings, judge)
+        return EngineAsk(self._remembering, "generator", self._run.settings, judge)
 
     async def plain(self, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Greedy and majority: no judge."""
