@@ -59,6 +59,12 @@ def test_a_word_that_the_corpus_lacks_is_unknown(tokenizer: Any) -> None:
     assert tokenizer.unk_token_id in tokenizer("zebra")["input_ids"]
 
 
+def test_a_word_behind_the_end_of_a_line_is_known(tokenizer: Any) -> None:
+    lines, words = "I will count.\n\nThere is 3.\n3", "I will count. There is 3. 3"
+    assert tokenizer(lines).input_ids == tokenizer(words).input_ids
+    assert tokenizer.unk_token_id not in tokenizer(lines).input_ids
+
+
 def test_the_folder_opens_with_every_weight_in_place(tiny_folder: Path) -> None:
     opened: Any = AutoModelForImageTextToText.from_pretrained(tiny_folder, output_loading_info=True)
     _, info = opened

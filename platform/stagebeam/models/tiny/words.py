@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stagebeam.stages import TAGS
@@ -30,7 +30,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def word_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a word; a leading space is part of the word, so that text survives a round trip."""
+    """One token a word; a leading space is part of the word, so that text survives a round trip,
+    but for ends of lines, which are spaces here: a word behind one would be unknown."""
     splitter = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="never"),
@@ -41,6 +42,7 @@ def word_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     pieces = [form for word in sorted(words) for form in (word, f"\u2581{word}")]
     vocabulary = {piece: index for index, piece in enumerate([*SPECIAL, "\u2581", *pieces])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Replace(Regex(r"[^\S ]+"), " ")
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.Metaspace(prepend_scheme="never")
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
