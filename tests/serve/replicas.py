@@ -19,6 +19,13 @@ def calls_in_flight(log: Path, before: set[Path], engine: str) -> tuple[int, int
     )
 
 
+def deciding_later_stage(log: Path, before: set[Path], engine: str) -> bool:
+    """Whether a search waits for an engine that has answered it before: in one call, or in several
+    where the question was divided."""
+    started, finished = calls_in_flight(log, before, engine)
+    return started > finished > 0
+
+
 def wait_for_new(deployment: str, old: list[int]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

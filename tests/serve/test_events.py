@@ -16,7 +16,7 @@ import openai
 import pytest
 import ray
 from bad_requests import ask, body
-from replicas import calls_in_flight, wait_for_new
+from replicas import deciding_later_stage, wait_for_new
 from scripted_app import scripted
 from scripted_engines import SLOW_S
 
@@ -155,7 +155,7 @@ def test_a_search_that_starts_over_tells_so_and_sends_its_answer_once(
     before = set(log.iterdir())
     with ThreadPoolExecutor(1) as pool:
         watched = pool.submit(watch, client, "slow restart")
-        while calls_in_flight(log, before, "ScriptedGenerator") != (2, 1):
+        while not deciding_later_stage(log, before, "ScriptedGenerator"):
             assert not watched.done()
         for pid in pids:
             os.kill(pid, signal.SIGKILL)

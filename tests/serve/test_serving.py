@@ -19,7 +19,7 @@ import ray
 import scripted_engines
 from bad_requests import BAD_REQUESTS, ask, body, data_url
 from local_app import LIMITS
-from replicas import calls_in_flight, wait_for_new
+from replicas import calls_in_flight, deciding_later_stage, wait_for_new
 from scripted_app import scripted
 
 from jobs.benchmarks.serve_chaos import replica_pids
@@ -309,8 +309,9 @@ def test_a_replica_killed_in_mid_search_costs_a_retry_and_not_the_answer(
     before = set(log.iterdir())
     with ThreadPoolExecutor(1) as pool:
         disturbed = pool.submit(answer)
-        while calls_in_flight(log, before, engine) != (2, 1):  # the second stage is being decided
+        while not deciding_later_stage(log, before, engine):
             assert not disturbed.done()
+            time.sleep(0.01)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         assert disturbed.result(90) == undisturbed
