@@ -102,7 +102,7 @@ async def ask_all(
     if plan is None:
         plan = [("greedy", 1)] + [(m, n) for n in config.candidates for m in config.methods]
     async with source.asking(_settings(recipe), calibration) as ask:
-        rows = await _run(ask, plan, examples, store, config.concurrency, console, rule)
+        rows = await run_plan(ask, plan, examples, store, config.concurrency, console, rule)
     return Measured(rows, store, source.generator, source.judge)
 
 
@@ -126,11 +126,15 @@ async def measure_alone(
         generator, fingerprint = source
         store = _store(folder, _identity(recipe, fingerprint, None), fresh)
         own = EngineAsk(generator, fingerprint, settings)
-        return (await _run(own, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
+        return (await run_plan(own, plan, examples, store, config.concurrency, console))[
+            JUDGE_ALONE
+        ]
     endpoint = await endpoint_of(source)
     store = _store(folder, _identity(recipe, endpoint.generator, None), fresh)
     async with endpoint.asking(settings, None) as ask:
-        return (await _run(ask, plan, examples, store, config.concurrency, console))[JUDGE_ALONE]
+        return (await run_plan(ask, plan, examples, store, config.concurrency, console))[
+            JUDGE_ALONE
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +242,7 @@ def _store(folder: Path, identity: dict[str, Any], fresh: bool) -> AnswerStore:
     return store
 
 
-async def _run(
+async def run_plan(
     ask: Ask,
     plan: Plan,
     examples: Sequence[Example],
@@ -246,11 +250,15 @@ async def _run(
     concurrency: int,
     console: Console,
     rule: Rule | None = None,
+    *,
+    of: str = "",
 ) -> dict[str, list[AnswerRow]]:
+    """Every example by every method and N of the plan, by `name_of` it; `of` stands before each on
+    the console."""
     rows: dict[str, list[AnswerRow]] = {}
     for method, n in plan:
         name = name_of(method, n)
-        with StepBar(console, label(name), len(examples)) as bar:
+        with StepBar(console, f"{of}{label(name)}", len(examples)) as bar:
             rows[name] = await run_method(
                 ask,
                 examples,

@@ -20,9 +20,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.asking import run_plan
 from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.judge_models import GENERATOR_STEPS, ROWS, Folder, make_generator
 from jobs.benchmarks.judges import (
+    BATCH_ROWS,
+    CONCURRENCY,
     KEPT,
     QUESTIONS,
     SEEDS,
@@ -31,16 +34,14 @@ from jobs.benchmarks.judges import (
     Remembering,
     Rows,
     Run,
-    ask_all,
+    engine_of,
     fresh,
 )
 from stagebeam.evaluation.ask import EngineAsk
 from stagebeam.evaluation.scorers.conclusion import Outcome
 from stagebeam.evaluation.scoring import correct
 from stagebeam.evaluation.statistics import Interval, paired_difference, wilson
-from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.verdict import EngineJudge
-from stagebeam.models.load import load
 from stagebeam.records import Example
 from stagebeam.training.answers import Form
 
@@ -53,7 +54,6 @@ FORMS: dict[Form, str] = {
 _PLAIN = (("greedy", 1),)
 _SEARCHED = (*_PLAIN, ("majority", N), ("best_of_n", N), ("stage_beam", N))
 _BASE = "stages greedy"  # what all is compared with
-_ROWS, _KEPT_BYTES = 128, 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +101,19 @@ async def measure(seeds: Sequence[int], run: Run, console: Console) -> dict[str,
 async def _asked(
     form: Form, seed: int, run: Run, examples: Sequence[Example], console: Console
 ) -> dict[str, Rows]:
-    loaded = load(str(make_generator(Folder(run.root, seed), form)), "cpu")
-    engine = TransformersEngine(loaded, max_rows=_ROWS, kv_bytes=_KEPT_BYTES)
+    engine = engine_of(make_generator(Folder(run.root, seed), form))
     staged = form == "stages"
-    judge = EngineJudge(engine, "likelihood", _ROWS) if staged else None
+    judge = EngineJudge(engine, "likelihood", BATCH_ROWS) if staged else None
     try:
-        return await ask_all(
+        return await run_plan(
             EngineAsk(Remembering(engine), form, SETTINGS, judge),
-            examples,
             _SEARCHED if staged else _PLAIN,
+            examples,
             run.store(seed, f"ablation {form}"),
-            f"seed {seed}, {FORMS[form]}",
+            CONCURRENCY,
             console,
             None if staged else last_word,
+            of=f"seed {seed}, {FORMS[form]}: ",
         )
     finally:
         engine.close()

@@ -23,7 +23,7 @@ from transformers import AutoProcessor
 
 from jobs.benchmarks.mid_size import vocabulary
 from jobs.benchmarks.teaching import teach
-from stagebeam.data.preferences import Preference, Preferences, first_fault, write_preferences
+from stagebeam.data.preferences import Preference, first_fault, write_preferences
 from stagebeam.data.sources.scenes import draw
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.inference.transformers_engine import TransformersEngine
@@ -66,10 +66,6 @@ class Folder:
     def path(self) -> Path:
         return self.root / f"seed-{self.seed}"
 
-    @property
-    def pairs(self) -> Path:
-        return self.path / "pairs.parquet"
-
     def model(self, name: str) -> Path:
         return self.path / name
 
@@ -77,6 +73,11 @@ class Folder:
 def scenes(purpose: int, seed: int, rows: int) -> Iterator[Example]:
     """Drawn scenes of the quickstart's difficulty."""
     return draw(ScenesSource(rows=rows, seed=purpose + seed, difficulty=2))
+
+
+def single(purpose: int, seed: int, rows: int) -> Iterator[Example]:
+    """Those of `rows` scenes that have one question."""
+    return (example for example in scenes(purpose, seed, rows) if len(example.messages) == 2)
 
 
 def make_generator(folder: Folder, form: Form = "stages") -> Path:
@@ -189,15 +190,13 @@ async def _faults(folder: Folder) -> list[Preference]:
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def of(example: Example) -> list[Preference]:
-        if len(example.messages) != 2:
-            return []
         async with slots:
             texts = await sample_texts(engine, example, folder.seed, SAMPLES)
         found = {text: first_fault(example, text) for text in texts}
         return [fault for fault in found.values() if fault is not None]
 
     try:
-        asked = scenes(_SAMPLING, folder.seed, SAMPLED_QUESTIONS)
+        asked = single(_SAMPLING, folder.seed, SAMPLED_QUESTIONS)
         found = await asyncio.gather(*map(of, asked))
     finally:
         engine.close()
@@ -215,11 +214,6 @@ async def sample_texts(
         prompt, "", (Stage.CONCLUSION.close_tag,), seeds, Sampling(1.0, 1.0, 160)
     )
     return [c.text async for c in engine.propose(request) if isinstance(c, Candidate)]
-
-
-def pairs_in(folder: Folder) -> int:
-    """How many pairs the seed's judges learnt from."""
-    return len(Preferences(make_pairs(folder)))
 
 
 def _kept(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.asking import run_plan
 from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.judge_models import (
     ASKING,
@@ -31,12 +32,11 @@ from jobs.benchmarks.judge_models import (
     make_generator,
     make_judge,
     sample_texts,
-    scenes,
+    single,
 )
-from jobs.progress import StepBar
 from stagebeam.data.preferences import first_fault
-from stagebeam.evaluation.answers import AnswerRow, AnswerStore, Rule, name_of
-from stagebeam.evaluation.ask import EngineAsk, run_method
+from stagebeam.evaluation.answers import AnswerRow, AnswerStore
+from stagebeam.evaluation.ask import EngineAsk
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
 from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard
@@ -60,7 +60,7 @@ CONCURRENCY = 32
 SETTINGS = SearchSettings(
     method="stage_beam", candidates=N, temperature=1.0, top_p=1.0, max_new_tokens=160
 )
-_ROWS, _KEPT_BYTES = 128, 256 << 20
+BATCH_ROWS, _KEPT_BYTES = 128, 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,7 @@ class JudgesBenchmark:
 
 def fresh(seed: int, questions: int) -> list[Example]:
     """Scenes with one question that no model of any seed was trained on."""
-    asked = (e for e in scenes(ASKING, seed, 4 * questions) if len(e.messages) == 2)
-    return list(islice(asked, questions))
+    return list(islice(single(ASKING, seed, 4 * questions), questions))
 
 
 class Remembering:
@@ -158,6 +157,21 @@ class Run:
     def settings(self) -> SearchSettings:
         return replace(SETTINGS, temperature=self.temperature)
 
+    def model(self, name: str, seed: int) -> Path:
+        """The folder of a model, made if it is not there."""
+        folder = Folder(self.root, seed)
+        if name == "generator":
+            return make_generator(folder)
+        return make_judge(folder, cast(Trained, name))
+
+    def make_models(self, judges: Sequence[str], measured: Sequence[int]) -> None:
+        """All that will be asked. Before an event loop runs: sampling has one of its own."""
+        for seed in measured:
+            self.model(self.generator, seed)
+            for kind in (KINDS[name] for name in judges):
+                for member in kind.members(seed, self.seeds):
+                    self.model(kind.model, member)
+
     def store(self, seed: int, name: str) -> AnswerStore:
         """What one model or judge was asked already."""
         by = f"answers-{self.generator}-{self.temperature:g}".replace(" ", "_")
@@ -174,35 +188,32 @@ class Seed:
         self.seed, self._run, self._console = seed, run, console
         self._examples = fresh(seed, run.questions)
         self._open = ExitStack()
-        self._generator = self._engine(self._made(run.generator, seed))
+        self._judges: dict[str, Judge] = {}
+        self._generator = self._engine(self._run.model(run.generator, seed))
         self._remembering = Remembering(self._generator)
 
     def close(self) -> None:
         self._open.close()
 
     def _engine(self, folder: Path) -> TransformersEngine:
-        engine = TransformersEngine(load(str(folder), "cpu"), max_rows=_ROWS, kv_bytes=_KEPT_BYTES)
+        engine = engine_of(folder)
         self._open.callback(engine.close)
         return engine
 
-    def judge(self, kind: Kind) -> Judge:
-        """The judge, made if it is not there."""
+    def judge(self, name: str) -> Judge:
+        """The judge, made if it is not there, and opened once."""
+        if name not in self._judges:
+            self._judges[name] = self._opened(KINDS[name])
+        return self._judges[name]
+
+    def _opened(self, kind: Kind) -> Judge:
         members: list[Judge] = []
         for seed in kind.members(self.seed, self._run.seeds):
-            judge = TransformersJudge(
-                load(str(self._made(kind.model, seed)), "cpu"), kind=kind.reading, max_rows=_ROWS
-            )
+            loaded = load(str(self._run.model(kind.model, seed)), "cpu")
+            judge = TransformersJudge(loaded, kind=kind.reading, max_rows=BATCH_ROWS)
             self._open.callback(judge.close)
             members.append(judge)
         return members[0] if len(members) == 1 else EnsembleJudge(members)
-
-    def _made(self, model: str, seed: int) -> Path:
-        folder = Folder(self._run.root, seed)
-        return (
-            make_generator(folder)
-            if model == "generator"
-            else make_judge(folder, cast(Trained, model))
-        )
 
     def _ask(self, judge: Judge | None = None) -> EngineAsk:
         return EngineAsk(self._remembering, "generator", self._run.settings, judge)
@@ -215,7 +226,7 @@ class Seed:
 
     async def judged(self, name: str, candidates: Sequence[int] = (N,)) -> dict[str, Rows]:
         """Best of N and stage beam under a judge."""
-        ask = self._ask(self.judge(KINDS[name]))
+        ask = self._ask(self.judge(name))
         plan = [(method, n) for n in candidates for method in ("best_of_n", "stage_beam")]
         return await self._asked(name, ask, plan)
 
@@ -224,7 +235,9 @@ class Seed:
         kind = KINDS[name]
         found = []
         for seed in kind.members(self.seed, self._run.seeds):
-            ask = EngineAsk(self._engine(self._made(kind.model, seed)), "alone", self._run.settings)
+            ask = EngineAsk(
+                self._engine(self._run.model(kind.model, seed)), "alone", self._run.settings
+            )
             rows = await self._asked(f"{kind.model}-{seed} alone", ask, (("greedy", 1),))
             found.append(rows["greedy"])
         return found
@@ -232,9 +245,7 @@ class Seed:
     async def card(self, name: str) -> JudgeCard:
         """Gold stages against the generator's first faults on other scenes."""
         pairs: list[JudgePair] = []
-        for example in scenes(CARD, self.seed, CARD_QUESTIONS):
-            if len(example.messages) != 2:
-                continue
+        for example in single(CARD, self.seed, CARD_QUESTIONS):
             texts = await sample_texts(self._generator, example, self.seed, 2)
             for text in dict.fromkeys(texts):
                 fault = first_fault(example, text)
@@ -250,51 +261,19 @@ class Seed:
                             example.category,
                         )
                     )
-        return await judge_card(self.judge(KINDS[name]), pairs)
+        return await judge_card(self.judge(name), pairs)
 
     async def _asked(
         self, name: str, ask: EngineAsk, plan: Sequence[tuple[str, int]]
     ) -> dict[str, Rows]:
         store = self._run.store(self.seed, name)
-        title = f"seed {self.seed}, {name}"
-        return await ask_all(ask, self._examples, plan, store, title, self._console)
+        of = f"seed {self.seed}, {name}: "
+        return await run_plan(ask, plan, self._examples, store, CONCURRENCY, self._console, of=of)
 
 
-async def ask_all(
-    ask: EngineAsk,
-    examples: Sequence[Example],
-    plan: Sequence[tuple[str, int]],
-    store: AnswerStore,
-    title: str,
-    console: Console,
-    rule: Rule | None = None,
-) -> dict[str, Rows]:
-    """Every example by every method and N of the plan, by `name_of` it."""
-    found: dict[str, Rows] = {}
-    for method, n in plan:
-        with StepBar(console, f"{title}: {name_of(method, n)}", len(examples)) as bar:
-            found[name_of(method, n)] = await run_method(
-                ask,
-                examples,
-                method,
-                n,
-                store,
-                concurrency=CONCURRENCY,
-                rule=rule,
-                on_answer=_counting(bar),
-            )
-    return found
-
-
-def _counting(bar: StepBar) -> Callable[[AnswerRow], None]:
-    done = right = 0
-
-    def on_answer(row: AnswerRow) -> None:
-        nonlocal done, right
-        done, right = done + 1, right + row.correct
-        bar.update(done, f"{right / done:.1%} right")
-
-    return on_answer
+def engine_of(folder: Path) -> TransformersEngine:
+    """The folder's model, as generators are asked here."""
+    return TransformersEngine(load(str(folder), "cpu"), max_rows=BATCH_ROWS, kv_bytes=_KEPT_BYTES)
 
 
 def voted(members: Sequence[Rows]) -> list[bool]:
@@ -403,6 +382,7 @@ def main(
     console = Console()
     asked = seed if only is None else [only]
     run = Run(kept, tuple(seed), questions, generator, temperature)
+    run.make_models(judge, asked)
     found = asyncio.run(measure(judge, asked, run, console))
     seconds = {
         f"{path.parent.name}/{path.stem}": float(path.read_text())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from jobs.benchmarks import judge_models, judges
 from jobs.benchmarks.ablation import last_word
 from jobs.benchmarks.judges import KINDS, Remembering, voted
 from stagebeam.evaluation.answers import AnswerRow
@@ -71,3 +75,18 @@ async def test_the_same_call_is_made_once_and_another_one_is_made(
     again = await ask(prefix, seeds, image)
     assert generator.calls == calls
     assert (again == first) is (calls == 1 or image == b"b")
+
+
+@pytest.mark.slow
+async def test_the_benchmark_makes_its_models_and_measures_every_kind_of_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, few in (("GENERATOR_STEPS", 10), ("JUDGE_STEPS", 5), ("SAMPLED_QUESTIONS", 60)):
+        monkeypatch.setattr(judge_models, name, few)
+    monkeypatch.setattr(judges, "CARD_QUESTIONS", 20)
+    run, names = judges.Run(tmp_path, (0, 1), 4), ["itself", "reward", "peers"]
+    await asyncio.to_thread(run.make_models, names, [0])
+    found = await judges.measure(names, [0], run, Console(quiet=True))
+    assert list(found) == names
+    assert all(one.questions == 4 and one.card[0].pairs for one in found.values())
+    assert "judge's models voting" in found["peers"].against

@@ -18,27 +18,27 @@ from stagebeam.schema import Fraction, PositiveInt, Section, Tournament
 Seconds = float
 
 
-class GeneratorCosts(Section):
+class _EngineCosts(Section):
+    image_s: Seconds = Field(ge=0, description="To read one image, once a question.")
+    prompt_token_s: Seconds = Field(ge=0, description="To read one token of the prompt, once.")
+    gpus: float = Field(1.0, ge=0, description="GPUs of a replica.")
+
+
+class GeneratorCosts(_EngineCosts):
     """A replica that decodes all its rows together: a pass takes `pass_s` + rows * `row_s`."""
 
     pass_s: Seconds = Field(gt=0, description="A pass, whatever its rows.")
     row_s: Seconds = Field(ge=0, description="More for each row of a pass.")
-    image_s: Seconds = Field(ge=0, description="To read one image, once a question.")
-    prompt_token_s: Seconds = Field(ge=0, description="To read one token of the prompt, once.")
     max_rows: PositiveInt = Field(64, description="As `serve.generator.scaling.max_batch_rows`.")
-    gpus: float = Field(1.0, ge=0, description="GPUs of a replica.")
 
 
-class JudgeCosts(Section):
+class JudgeCosts(_EngineCosts):
     """A replica that reads one round after another, each pair in both orders: `round_s` + orders *
     `order_s`, and `round_s` again for every `max_rows` orders."""
 
     round_s: Seconds = Field(gt=0, description="A round, whatever its pairs.")
     order_s: Seconds = Field(ge=0, description="More for each pair and order of a round.")
-    image_s: Seconds = Field(ge=0, description="To read one image, once a question.")
-    prompt_token_s: Seconds = Field(ge=0, description="To read one token of the prompt, once.")
     max_rows: PositiveInt = Field(64, description="As `serve.judge.scaling.max_batch_rows`.")
-    gpus: float = Field(1.0, ge=0, description="GPUs of a replica.")
 
 
 class HopCosts(Section):
