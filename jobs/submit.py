@@ -1,15 +1,14 @@
 """Run a job here or on a cluster: `python -m jobs.submit JOB RECIPE [arguments] --to WHERE`.
 
-Where is one flag; the recipe and the job are the same. On a cluster, the clone that this command
-is from and the recipe are shipped, the log is shown as it grows, and the job's exit status is this
-command's.
+Where is one flag; the recipe and the job are the same. To a cluster that is there, the clone that
+this command is from and the recipe are shipped; in Kubernetes a cluster comes with the job. The log
+is shown as it grows, and the job's exit status is this command's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ import typer
 
 from jobs.cluster import ROOT
 from jobs.errors import run_job
-from jobs.submission.follow import Outcome, Shown, follow, to_stdout
-from jobs.submission.head import ADDRESS_VARIABLES, Head, LostError, connect, submit
-from jobs.submission.shipping import relative_paths, runtime_env, shipment
-from stagebeam.recipe import Recipe, load_recipe
+from jobs.submission.follow import Outcome, Shown, to_stdout
+from jobs.submission.head import ADDRESS_VARIABLES, LostError, UnknownJobError
+from jobs.submission.places import Place, place_of
+from jobs.submission.shipping import runtime_env
+from stagebeam.recipe import load_recipe
 
 Job = Literal[
     "prepare", "annotate", "validate", "train", "judge", "evaluate", "calibrate", "quickstart"
@@ -54,42 +54,21 @@ def _variables(clone: Path) -> dict[str, object]:
     return found
 
 
-def hand_over(
-    head: Head, job: Job, path: Path, recipe: Recipe, arguments: Sequence[str], clone: Path
-) -> str:
-    """Ship and start a job; returns its id. Raises ValueError where the head does not take it."""
-    name = f"stagebeam-{job}-{secrets.token_hex(6)}"
-    if relative := relative_paths(recipe):
-        _note(
-            f"warning: {', '.join(relative)}: relative, so they lie in the job's own copy of the "
-            "folder and go with it; name storage that all nodes see"
-        )
-    with shipment(job, path, recipe, arguments, clone) as shipped:
-        try:
-            submit(head, name, shipped.command, shipped.runtime_env)
-        except LostError as error:
-            raise ValueError(f"The head has stopped answering: {error}.") from None
-        except KeyboardInterrupt:
-            _note(f"If the head has taken the job, it is {name}.")
-            raise
-    return name
-
-
-def watch(head: Head, job: str, again: str, *, skip: int, stop: bool) -> int:
+def watch(place: Place, job: str, again: str, *, skip: int, stop: bool) -> int:
     """Follow a job to its end, or until Ctrl-C; the exit status.
 
     `again` is the command that follows it again.
     """
     shown = Shown(to_stdout, skip)
     try:
-        ended = asyncio.run(follow(head, job, shown, note=_note))
+        ended = asyncio.run(_end(place, job, shown))
     except LostError as error:
-        _note(f"The head stays away ({error}); the job may go on. To follow it again:")
+        _note(f"The {place.name} stays away ({error}); the job may go on. To follow it again:")
         _note(f"  {again} --from-line {shown.lines}")
         return STAYED_AWAY
     except KeyboardInterrupt:
         if stop:
-            _note(_stopped(head, job, shown).sentence)
+            _note(asyncio.run(_stopped(place, job, shown)).sentence)
         else:
             _note(f"\nJob {job} goes on. To follow it again:")
             _note(f"  {again} --from-line {shown.lines}")
@@ -98,13 +77,20 @@ def watch(head: Head, job: str, again: str, *, skip: int, stop: bool) -> int:
     return ended.status
 
 
-def _stopped(head: Head, job: str, shown: Shown) -> Outcome:
+async def _end(place: Place, job: str, shown: Shown) -> Outcome:
+    return await place.follow(job, shown)
+
+
+async def _stopped(place: Place, job: str, shown: Shown) -> Outcome:
     """Stop a job, and show what it still writes."""
     try:
-        head.stop_job(job)
-        return asyncio.run(follow(head, job, shown, patience=_STOP_PATIENCE))
+        await place.stop(job)
+        return await place.follow(job, shown, patience=_STOP_PATIENCE)
+    except UnknownJobError:  # in Kubernetes a job is stopped by deleting it
+        return Outcome(INTERRUPTED, f"Job {job} was stopped.")
     except LostError as error:
-        return Outcome(INTERRUPTED, f"Job {job} could not be stopped: the head is away ({error}).")
+        said = f"Job {job} could not be stopped: the {place.name} is away ({error})."
+        return Outcome(INTERRUPTED, said)
 
 
 def _note(said: str) -> None:
@@ -118,7 +104,11 @@ app = typer.Typer(add_completion=False)
 @app.command(context_settings={"ignore_unknown_options": True})
 def main(
     to: Annotated[
-        str, typer.Option(help="local, or the address of a head's dashboard: http://HEAD:8265.")
+        str,
+        typer.Option(
+            help="local, the address of a head's dashboard (http://HEAD:8265), or a cluster file "
+            "of Kubernetes (my-cluster.yaml)."
+        ),
     ],
     job: Annotated[Job | None, typer.Argument(help="What to run.", show_default=False)] = None,
     recipe: Annotated[Path | None, typer.Argument(help="Recipe file (YAML).")] = None,
@@ -143,7 +133,7 @@ def main(
         if attach is not None:
             if job is not None or detach:
                 raise ValueError("--attach takes the job's id and --to, no job and no --detach.")
-            id_, head = attach, connect(_head(to))
+            id_, place = attach, place_of(_elsewhere(to), working_dir, _note)
         else:
             if job is None or recipe is None:
                 raise ValueError("Name a job and a recipe, or --attach and a job's id.")
@@ -152,13 +142,13 @@ def main(
                 if detach:
                     raise ValueError(f"--detach needs a head that keeps the job: {_START}.")
                 run_here(job, recipe, arguments or (), working_dir.resolve())
-            head = connect(_head(to))
-            id_ = hand_over(head, job, recipe, loaded, arguments or (), working_dir)
+            place = place_of(to, working_dir, _note)
+            id_ = place.hand_over(job, recipe, loaded, arguments or ())
             if detach:
                 print(id_)
                 return 0
         again = shlex.join(["stagebeam", "submit", "--to", to, "--attach", id_])
-        return watch(head, id_, again, skip=from_line, stop=stop_on_interrupt)
+        return watch(place, id_, again, skip=from_line, stop=stop_on_interrupt)
 
     try:
         status = run_job(run)
@@ -170,7 +160,7 @@ def main(
 _START = "start one by `ray start --head`, and name it by --to http://127.0.0.1:8265"
 
 
-def _head(to: str) -> str:
+def _elsewhere(to: str) -> str:
     if to == HERE:
         raise ValueError(f"A job that runs here ends with its command: {_START}.")
     return to

@@ -1,1 +1,1 @@
-"""A job on a cluster that is already there: what is shipped, who takes it, how it is followed."""
+"""A submitted job: who takes it, what is shipped, how it is followed."""

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import aiohttp
-from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.job_submission import JobStatus
 
 from jobs.submission.head import PATIENCE, Head, LostError, answered
 
 QUIET = 30.0  # seconds without a line after which the head is asked whether it is still there
-_PAUSE = 2.0  # seconds between one connection and the next
+PAUSE = 2.0  # seconds between one connection and the next
 _KEPT = 20_000  # characters of a log in which a failed job's reason is looked for
 _LONGEST = 400  # characters of a reason
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -51,6 +50,11 @@ class Shown:
         self.lines += new.count("\n")
         if new:
             self.write(new)
+
+    def again(self) -> None:
+        """Another log, of a job that is tried again: all of it is new."""
+        self.skip = self.lines = self._characters = self._at = 0
+        self.end = ""
 
     def whole(self, log: str) -> None:
         """The whole log, so far."""
@@ -100,8 +104,9 @@ async def follow(
             with suppress(LostError):
                 shown.whole(await asyncio.to_thread(head.get_job_logs, job))
         if over:
-            return outcome(job, details, shown.end)
-        await asyncio.sleep(_PAUSE)
+            code, message = details.driver_exit_code, details.message or ""
+            return outcome(job, details.status, code, message, shown.end)
+        await asyncio.sleep(PAUSE)
 
 
 async def _stream(head: Head, job: str, shown: Shown) -> None:
@@ -139,19 +144,23 @@ async def _one(chunks: AsyncIterator[str]) -> str | None:
     return await anext(chunks, None)
 
 
-def outcome(job: str, details: JobDetails, log: str) -> Outcome:
+def outcome(job: str, status: JobStatus, code: int | None, message: str, log: str) -> Outcome:
     """The job's own exit status, 128 more than the signal that ended it, or 1 where it had none;
     and one sentence, with the reason where it failed."""
-    if details.status is JobStatus.SUCCEEDED:
+    if status is JobStatus.SUCCEEDED:
         return Outcome(0, f"Job {job} has succeeded.")
-    if details.status is JobStatus.STOPPED:
+    if status is JobStatus.STOPPED:
         return Outcome(1, f"Job {job} was stopped.")
-    code = details.driver_exit_code
     if code is None:  # it did not come to run, or the node that ran it is gone
-        said = " ".join((details.message or "no reason is given").split())
-        return Outcome(1, f"Job {job} failed: {said[:_LONGEST]}")
+        return ended(job, message)
     how = f"with exit status {code}" if code > 0 else f"by signal {-code}"
     return Outcome(code if code > 0 else 128 - code, f"Job {job} failed {how}: {reason(log)}")
+
+
+def ended(job: str, why: str | None) -> Outcome:
+    """A job that failed without a status of its own."""
+    said = " ".join((why or "no reason is given").split())
+    return Outcome(1, f"Job {job} failed: {said[:_LONGEST]}")
 
 
 def reason(log: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -135,8 +135,16 @@ async def answered(ask: Callable[[], T], patience: float = PATIENCE) -> T:
     """What the head answers, asked again while it is away. Raises LostError after `patience`
     seconds."""
 
-    async def once() -> T:  # in a thread for one request alone: between them Ctrl-C is heard
-        return await asyncio.to_thread(ask)
+    # in a thread for one request alone: between them Ctrl-C is heard
+    return await asked(lambda: asyncio.to_thread(ask), patience)
+
+
+async def asked(ask: Callable[[], Awaitable[T]], patience: float) -> T:
+    """What is answered, asked again after each `LostError`. Raises the last of them after
+    `patience` seconds."""
+
+    async def once() -> T:
+        return await ask()
 
     return await AsyncRetrying(**_again(patience))(once)
 

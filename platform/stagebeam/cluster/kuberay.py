@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -31,9 +31,11 @@ from stagebeam.cluster.sizing import (
 from stagebeam.recipe import Recipe
 
 Manifest = dict[str, Any]
+JobWork = Literal["prepare", "annotate", "train", "evaluate"]  # what a RayJob runs
+JOB_WORK: tuple[JobWork, ...] = get_args(JobWork)
 
 # KubeRay makes names of pods and services from those of jobs and services.
-_LONGEST_NAME = 47
+LONGEST_NAME = 47
 
 
 def ray_cluster(recipe: Recipe, cluster: KubernetesCluster) -> list[Manifest]:
@@ -54,13 +56,14 @@ def ray_cluster(recipe: Recipe, cluster: KubernetesCluster) -> list[Manifest]:
     return [*_priority_class(cluster.job_priority), manifest]
 
 
-def ray_job(work: Work, recipe: Recipe, cluster: KubernetesCluster, *flags: str) -> list[Manifest]:
+def ray_job(
+    work: JobWork, recipe: Recipe, cluster: KubernetesCluster, *flags: str
+) -> list[Manifest]:
     """A job on a cluster of its own, which goes with it; `flags` are the job's own.
 
     An evaluation that is told where a service is (`--url`) brings up no engines itself.
     Raises ValueError as `ray_cluster` does, and where the recipe lacks the job's section.
     """
-    assert work != "serve", "serving is a RayService"
     config_map = _config_map(recipe, cluster)
     remote = work == "evaluate" and "--url" in flags
     found = groups(work, recipe, _machines(cluster)) if not remote else ()
@@ -127,10 +130,10 @@ def name_of(recipe: Recipe, what: str) -> str:
     """A name that Kubernetes takes: lower case, at most 47 characters, from a letter on. A longer
     one ends with a few digits of its hash."""
     name = f"{_slug(recipe.name)}-{what}"
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return f"{name[: _LONGEST_NAME - 7].rstrip('-')}-{digest}"
+    return f"{name[: LONGEST_NAME - 7].rstrip('-')}-{digest}"
 
 
 def _slug(name: str) -> str:

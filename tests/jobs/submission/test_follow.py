@@ -75,7 +75,8 @@ def ended(status: JobStatus, code: int | None = None, message: str = "") -> JobD
 def test_a_job_ends_with_its_own_status_and_one_sentence(
     details: JobDetails, status: int, sentence: str
 ) -> None:
-    end = outcome("j", details, "reading\nerror: No rows.\n")
+    code, said = details.driver_exit_code, details.message or ""
+    end = outcome("j", details.status, code, said, "reading\nerror: No rows.\n")
     assert (end.status, end.sentence) == (status, sentence)
 
 
