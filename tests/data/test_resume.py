@@ -132,12 +132,12 @@ def assert_each_epoch_is_the_data_set(read: dict[int, list[str]], plan: Plan) ->
     assert counts == Counter(everything * EPOCHS)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_kills_at_random_leave_the_order_of_global_batches(
-    shards: Path, plan: Plan, tmp_path: Path, count: int
+def test_twenty_kills_at_random_leave_the_order_of_global_batches(
+    shards: Path, plan: Plan, tmp_path: Path
 ) -> None:
-    read = train(shards, plan, tmp_path, random_kills(plan, count))
+    read = train(shards, plan, tmp_path, random_kills(plan, 20))
     assert read == planned(plan)
     assert_each_epoch_is_the_data_set(read, plan)
 

@@ -404,6 +404,7 @@ def kill_when(moment: Callable[[], bool], ray_folder: Path, *arguments: object) 
     return not ended
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued_to_the_same_shards(
     cluster: None, write_recipe: Write, faulty: Faulty, tmp_path: Path, ray_folder: Path
 ) -> None:
