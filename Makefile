@@ -18,6 +18,8 @@ export TOKENIZERS_PARALLELISM ?= false
 # DeepSpeed's compiled op, one for each environment: a shared one is rebuilt by each in turn.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export WANDB_SILENT ?= true
+# A crash in a library's C code says where, also at exit.
+export PYTHONFAULTHANDLER ?= 1
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
