@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+# What the workers of a test's own cluster find: the repository, and what is served in tests.
+CODE = (ROOT / "platform", ROOT, TESTS / "serve", TESTS / "evaluation")
 _TOLD = 4000  # characters of a failed job's output
 
 

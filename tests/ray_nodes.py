@@ -11,12 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+from namespaces import Bridge, Place, bridge
 from processes import family, kill_family
 
 BIN = Path(sys.executable).parent
@@ -29,6 +30,7 @@ class Node:
 
     id: str
     process: subprocess.Popen[bytes]
+    place: Place | None = None  # where it has an address of its own
 
     def runs(self, pid: int) -> bool:
         """Whether a process is one of this node's."""
@@ -41,7 +43,10 @@ class Node:
         return family(psutil.Process(self.process.pid))
 
     def kill(self) -> None:
-        """The machine goes down: all its processes at once, and none says goodbye."""
+        """The machine goes down: all its processes at once, and none says goodbye. Where it has an
+        address, that is silent from now on."""
+        if self.place is not None:
+            self.place.cut()
         if self.process.poll() is None:
             kill_family(psutil.Process(self.process.pid))
             self.process.wait()
@@ -50,11 +55,18 @@ class Node:
 class RayCluster:
     """A head, and the nodes that are added to it."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], token: str | None) -> None:
-        self._folder, self._env = folder, dict(env)
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str],
+        token: str | None = None,
+        network: Bridge | None = None,
+    ) -> None:
+        self._folder, self._env, self._network = folder, dict(env), network
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         gcs, dashboard = free_port(), free_port()
-        self.address = f"127.0.0.1:{gcs}"
+        self._host = "127.0.0.1" if network is None else network.address
+        self.address = f"{self._host}:{gcs}"
         self.url = f"http://127.0.0.1:{dashboard}"  # of the dashboard
         self._head_ports = [f"--port={gcs}", f"--dashboard-port={dashboard}"]
         self.nodes: list[Node] = []  # in the order of joining, the head first
@@ -66,7 +78,10 @@ class RayCluster:
     def start(self, cpus: float) -> Node:
         """The head, alone; also once more, after it was lost."""
         own = ["--head", *self._head_ports, f"--temp-dir={self._folder}"]
-        head = self._join([*own, f"--ray-client-server-port={free_port()}"], cpus)
+        own += [f"--ray-client-server-port={free_port()}"]
+        if self._network is not None:
+            own += [f"--node-ip-address={self._host}"]
+        head = self._join(own, cpus)
         self.nodes.insert(0, head)
         return head
 
@@ -75,7 +90,10 @@ class RayCluster:
         same ports."""
         wanted = ",".join(f'"{name}": {amount}' for name, amount in resources.items())
         joining = [f"--address={self.address}", f"--resources={{{wanted}}}"]
-        self.nodes.append(self._join(joining, cpus))
+        place = None if self._network is None else self._network.add()
+        if place is not None:
+            joining += [f"--node-ip-address={place.address}"]
+        self.nodes.append(self._join(joining, cpus, place))
         return self.nodes[-1]
 
     def lose(self, node: Node) -> None:
@@ -102,9 +120,10 @@ class RayCluster:
             return set()
         return {n["raylet"]["nodeId"] for n in nodes if n["raylet"].get("state") == "ALIVE"}
 
-    def _join(self, arguments: Sequence[str], cpus: float) -> Node:
+    def _join(self, arguments: Sequence[str], cpus: float, place: Place | None = None) -> Node:
         before = self.alive()
-        command = [str(BIN / "ray"), "start", *arguments, "--block", "--disable-usage-stats"]
+        command = [] if place is None else place.command
+        command += [str(BIN / "ray"), "start", *arguments, "--block", "--disable-usage-stats"]
         command += [f"--num-cpus={cpus:g}", f"--object-store-memory={100 << 20}"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--dashboard-agent-listen-port={free_port()}"]
@@ -118,7 +137,7 @@ class RayCluster:
             kill_family(psutil.Process(process.pid))
             process.wait()
             raise
-        return Node(joined, process)
+        return Node(joined, process, place)
 
     def _wait_for_one_more(self, before: set[str], process: subprocess.Popen[bytes]) -> set[str]:
         end = time.monotonic() + PATIENCE
@@ -130,22 +149,28 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(
-    *, head_cpus: float = 0, token: str | None = None, path: Sequence[Path] = (), **env: str
+    *,
+    head_cpus: float = 0,
+    token: str | None = None,
+    path: Sequence[Path] = (),
+    own_addresses: bool = False,
+    **env: str,
 ) -> Iterator[RayCluster]:
     """A head that takes no work unless it has CPUs. Workers find what lies on `path`, and nothing
-    else of the repository; `env` is what all nodes have besides."""
+    else of the repository; `env` is what all nodes have besides. With addresses of their own the
+    nodes are in network namespaces, the head in this process's."""
     # Not where other sessions on this machine would look for a cluster to join.
     folder = Path(tempfile.mkdtemp(prefix="sb-", dir="/tmp"))
     shared = environment(token) | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
     if path:
         shared["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    cluster = RayCluster(folder, shared | env, token)
-    try:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        network = stack.enter_context(bridge()) if own_addresses else None
+        cluster = RayCluster(folder, shared | env, token, network)
+        stack.callback(cluster.stop)
         cluster.start(head_cpus)
         yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

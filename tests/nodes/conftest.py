@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from job_process import CODE, TESTS
 from ray_nodes import RayCluster, ray_cluster
 
-TESTS = Path(__file__).parents[1]
-ROOT = TESTS.parent
 NODES, CPUS = 3, 1.0  # of each, where a module of tests has no others
 
 # What the rooms' tests share is used here too, on several nodes.
@@ -20,8 +18,7 @@ for room in ("nodes", "jobs", "serve", "evaluation"):
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[RayCluster]:
-    path = (ROOT / "platform", ROOT, TESTS / "serve", TESTS / "evaluation")
-    with ray_cluster(path=path) as cluster:
+    with ray_cluster(path=CODE) as cluster:
         yield cluster
 
 
