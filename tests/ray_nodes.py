@@ -70,12 +70,13 @@ class RayCluster:
         self.url = f"http://127.0.0.1:{dashboard}"  # of the dashboard
         self._head_ports = [f"--port={gcs}", f"--dashboard-port={dashboard}"]
         self.nodes: list[Node] = []  # in the order of joining, the head first
+        self._known: set[str] = set()  # ids of all that ever joined
 
     @property
     def head(self) -> Node:
         return self.nodes[0]
 
-    def start(self, cpus: float) -> Node:
+    def start(self, cpus: int) -> Node:
         """The head, alone; also once more, after it was lost."""
         own = ["--head", *self._head_ports, f"--temp-dir={self._folder}"]
         own += [f"--ray-client-server-port={free_port()}"]
@@ -85,7 +86,7 @@ class RayCluster:
         self.nodes.insert(0, head)
         return head
 
-    def add(self, cpus: float = 1, **resources: float) -> Node:
+    def add(self, cpus: int = 1, **resources: float) -> Node:
         """One more node, once the head knows it. They come one by one: together they may take the
         same ports."""
         wanted = ",".join(f'"{name}": {amount}' for name, amount in resources.items())
@@ -120,37 +121,36 @@ class RayCluster:
             return set()
         return {n["raylet"]["nodeId"] for n in nodes if n["raylet"].get("state") == "ALIVE"}
 
-    def _join(self, arguments: Sequence[str], cpus: float, place: Place | None = None) -> Node:
-        before = self.alive()
+    def _join(self, arguments: Sequence[str], cpus: int, place: Place | None = None) -> Node:
         command = [] if place is None else place.command
         command += [str(BIN / "ray"), "start", *arguments, "--block", "--disable-usage-stats"]
-        command += [f"--num-cpus={cpus:g}", f"--object-store-memory={100 << 20}"]
+        command += [f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--dashboard-agent-listen-port={free_port()}"]
-        quiet = subprocess.DEVNULL
-        process = subprocess.Popen(
-            command, env=self._env, stdout=quiet, stderr=quiet, start_new_session=True
-        )
-        try:
-            (joined,) = self._wait_for_one_more(before, process)
-        except BaseException:
-            kill_family(psutil.Process(process.pid))
-            process.wait()
-            raise
-        return Node(joined, process, place)
-
-    def _wait_for_one_more(self, before: set[str], process: subprocess.Popen[bytes]) -> set[str]:
+        log = self._folder / "ray-start.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=self._env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         end = time.monotonic() + PATIENCE
-        while not (joined := self.alive() - before):
-            assert process.poll() is None and time.monotonic() < end, "the node does not come up"
+        while not (joined := self.alive() - self._known):
+            if process.poll() is not None or time.monotonic() > end:
+                Node("", process).kill()
+                raise AssertionError(f"the node does not come up: {log.read_text()[-2000:]}")
             time.sleep(0.3)
-        return joined
+        self._known |= joined
+        (id_,) = joined
+        return Node(id_, process, place)
 
 
 @contextmanager
 def ray_cluster(
     *,
-    head_cpus: float = 0,
+    head_cpus: int = 0,
     token: str | None = None,
     path: Sequence[Path] = (),
     own_addresses: bool = False,

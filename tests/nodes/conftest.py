@@ -9,7 +9,7 @@ import pytest
 from job_process import CODE, TESTS
 from ray_nodes import RayCluster, ray_cluster
 
-NODES, CPUS = 3, 1.0  # of each, where a module of tests has no others
+NODES, CPUS = 3, 1  # of each, where a module of tests has no others
 
 # What the rooms' tests share is used here too, on several nodes.
 for room in ("nodes", "jobs", "serve", "evaluation"):

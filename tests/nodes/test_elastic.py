@@ -14,7 +14,9 @@ from training_runs import BATCH, CLOSE, STEPS, Training, prepared, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-NODES, CPUS = 2, 1.5  # a rank's and an encoder's
+NODES, CPUS = 2, 2
+SPREAD = {"cpus_per_worker": 1.5, "encoders": 1}  # a rank and an encoder to a node
+ELASTIC = {**SPREAD, "min_workers": 1, "resize_every_s": 5}
 REST = 0.5  # seconds a step, with work on top
 LOST_AT, JOINED_AT = 7, 12  # steps
 
@@ -26,9 +28,8 @@ def folder() -> Iterator[Path]:
 
 
 def test_two_ranks_become_one_and_two_again(cluster: RayCluster, folder: Path) -> None:
-    elastic = {"encoders": 1, "min_workers": 1, "resize_every_s": 5}
-    unbroken = Training(write_recipe(folder, "unbroken", encoders=1), 0.0, cluster.address)
-    run = Training(write_recipe(folder, "elastic", **elastic), REST, cluster.address)
+    unbroken = Training(write_recipe(folder, "unbroken", **SPREAD), 0.0, cluster.address)
+    run = Training(write_recipe(folder, "elastic", **ELASTIC), REST, cluster.address)
     unbroken.complete()
     began = time.monotonic()
     run.start()

@@ -24,7 +24,8 @@ from training_runs import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-CPUS = 1.5  # a rank's and an encoder's
+CPUS = 2
+SPREAD = {"cpus_per_worker": 1.5, "encoders": 1}  # a rank and an encoder to a node
 REST = 0.5  # seconds a step, with work on top
 LOST = ((1, 8), (0, 16))  # the rank whose node goes, and the step that it takes
 
@@ -39,7 +40,7 @@ def test_a_run_that_lost_two_nodes_comes_to_what_the_unbroken_one_does(
     cluster: RayCluster, folder: Path
 ) -> None:
     unbroken, run = (
-        Training(write_recipe(folder, name, encoders=1), rest, cluster.address)
+        Training(write_recipe(folder, name, **SPREAD), rest, cluster.address)
         for name, rest in (("unbroken", 0.0), ("lost", REST))
     )
     began = time.monotonic()
