@@ -86,11 +86,10 @@ class RayCluster:
         self.nodes.insert(0, head)
         return head
 
-    def add(self, cpus: int = 1, **resources: float) -> Node:
+    def add(self, cpus: int = 1) -> Node:
         """One more node, once the head knows it. They come one by one: together they may take the
         same ports."""
-        wanted = ",".join(f'"{name}": {amount}' for name, amount in resources.items())
-        joining = [f"--address={self.address}", f"--resources={{{wanted}}}"]
+        joining = [f"--address={self.address}"]
         place = None if self._network is None else self._network.add()
         if place is not None:
             joining += [f"--node-ip-address={place.address}"]
