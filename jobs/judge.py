@@ -89,6 +89,7 @@ def _train_config(recipe: Recipe, config: JudgeTraining) -> TrainConfig:
             "epochs": 1 + config.steps,  # the steps decide
             "packing": False,  # a pair's rows are compared as wholes
             "evaluation": None,
+            "min_workers": None,  # which pairs come along follows from the ranks' rows
         }
     )
 

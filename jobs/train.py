@@ -86,8 +86,9 @@ def learnt(recipe: Recipe, config: TrainConfig) -> Recipe:
     """The recipe without what may change between a run and its continuation: how the work is
     spread over machines, and what is looked at while it goes on."""
     spread = {"num_workers": 1, "gradient_accumulation_steps": 1, "cpus_per_worker": 1.0}
+    elastic = {"min_workers": None, "resize_every_s": 60.0, "max_failures": 0}
     kept: dict[str, object] = {
-        **spread, "encoders": None, "zero_stage": 3, "offload": "none", "max_failures": 0,
+        **spread, **elastic, "encoders": None, "zero_stage": 3, "offload": "none",
         "checkpoint_every": 1, "evaluation": None, "peak_tflops": None, "profile_steps": 0,
         "gradient_checkpointing": False,
     }  # fmt: skip

@@ -48,8 +48,7 @@ class Watch:
             "memory_bytes": report.memory_bytes,
         }
         if report.peak_flops is not None:
-            ranks = self._job.train.num_workers
-            metrics["mfu"], metrics["hfu"] = utilisation(report, ranks, report.peak_flops)
+            metrics["mfu"], metrics["hfu"] = utilisation(report, report.peak_flops)
         self._log(metrics)
 
     def _evaluation(self, report: EvaluationReport) -> None:

@@ -113,7 +113,8 @@ class HandleEngines:
     async def fingerprints(self) -> tuple[str, str]:
         """The generator's and the judge's, of live replicas."""
         generator, judge = await asyncio.gather(
-            self._generator.fingerprint.remote(), self._judge.judge_fingerprint.remote()
+            _answered("generator", self._generator.fingerprint.remote),
+            _answered("judge", self._judge.judge_fingerprint.remote),
         )
         return generator, judge
 
@@ -153,8 +154,16 @@ class HandleSearcher:
 
     async def fingerprints(self) -> tuple[str, str]:
         """The generator's and the judge's."""
-        found: tuple[str, str] = await self._fingerprints.remote()
+        found: tuple[str, str] = await _answered("searcher", self._fingerprints.remote)
         return found
+
+
+async def _answered(deployment: str, call: Callable[[], Any]) -> Any:
+    """What a call gives, which is made again when its replica dies."""
+    async for attempt in _retrying(deployment):
+        with attempt:
+            answer = await call()
+    return answer
 
 
 async def _retried(deployment: str, call: Callable[[], Any]) -> AsyncGenerator[Any]:

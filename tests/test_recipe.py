@@ -65,6 +65,10 @@ def write(path: Path, **sections: Any) -> Path:
             "'train': global_batch_size 30 does not divide over 4 workers x 1 micro-batches",
         ),
         (
+            {"train": {"output_dir": "o", "num_workers": 4, "min_workers": 5}},
+            "'train': min_workers 5 is above num_workers 4",
+        ),
+        (
             {
                 "serve": {
                     "generator": {"model": "m", "scaling": {"min_replicas": 2}},

@@ -41,6 +41,17 @@ class TrainConfig(Section):
 
     output_dir: Path = Field(description="Checkpoints and the exported model go here.")
     num_workers: PositiveInt = Field(8, description="Ranks; one process each.")
+    min_workers: PositiveInt | None = Field(
+        None,
+        description="Fewest ranks to go on with where nodes are lost, until there is room for more "
+        "again. None: it waits for num_workers.",
+    )
+    resize_every_s: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds between looks for room for more ranks, with min_workers. More of them "
+        "start from the last checkpoint.",
+    )
     use_gpu: bool = Field(True, description="One GPU a rank; otherwise CPU over gloo.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores that Ray reserves a rank.")
     encoders: PositiveInt | None = Field(
@@ -96,6 +107,14 @@ class TrainConfig(Section):
             raise ValueError("offload optimizer needs zero_stage 1, 2 or 3")
         if self.lora is not None and self.trainable is not None:
             raise ValueError("lora.groups say what is trained; leave out trainable")
+        return self
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is above num_workers {self.num_workers}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -136,9 +136,30 @@ def test_fewer_rows_than_a_batch_is_a_users_mistake() -> None:
         Plan(31, 32, 1)
 
 
-def test_a_batch_that_does_not_divide_is_a_users_mistake() -> None:
-    with pytest.raises(ValueError, match="32 rows does not divide over 3 ranks x 1"):
-        Plan(100, 32, 3)
+@given(plans(), st.integers(1, 9))
+def test_any_number_of_ranks_reads_the_same_steps_in_micro_batches_that_are_no_larger(
+    plan: Plan, world_size: int
+) -> None:
+    other = plan.at(world_size)
+    assert other.world_size == world_size
+    for step in range(plan.total_steps):
+        shares = [
+            other.rank_rows(step, rank, micro)
+            for micro in range(other.gradient_accumulation_steps)
+            for rank in range(world_size)
+        ]
+        assert np.array_equal(np.concatenate(shares), plan.step_rows(step))
+        assert max(map(len, shares)) <= plan.micro_batch_size
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_ranks_that_a_plan_was_made_for_read_as_it_says() -> None:
+    plan = Plan(100, 24, 4, 3)
+    assert plan.at(4) == plan
+    assert (plan.at(2).gradient_accumulation_steps, plan.at(3).gradient_accumulation_steps) == (
+        6,
+        4,
+    )
 
 
 def test_a_ledger_of_other_data_is_refused() -> None:

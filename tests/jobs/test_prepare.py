@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -19,15 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import datasets
 import psutil
 import pytest
 import ray
-import yaml
 from faulty_source import EACH, ROWS, STAGED, Faulty, make_faulty
 from PIL import Image as PilImage
+from preparation import hashes, scenes, write_preparation
 
 from jobs.prepare import check, prepare
 from stagebeam.data.layout import Layout
@@ -68,27 +66,11 @@ def write_recipe(tmp_path: Path) -> Write:
         held_out_rows: dict[str, object] | None = None,
         **data: object,
     ) -> Path:
-        recipe: dict[str, object] = {
-            "name": "small",
-            "model": {"path": "unused"},
-            "data": {"shards": str(tmp_path / "train"), "sources": list(sources), **data},
-        }
         if held_out_rows is not None:
-            recipe["data"] = {**cast(dict[str, object], recipe["data"]), "held_out": held_out_rows}
-        if held_out:
-            recipe["evaluation"] = {
-                "output_dir": str(tmp_path / "report"),
-                "shards": str(tmp_path / "test"),
-            }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe))
-        return path
+            data["held_out"] = held_out_rows
+        return write_preparation(tmp_path, *sources, held_out=held_out, **data)
 
     return write
-
-
-def scenes(rows: int, **changes: object) -> dict[str, object]:
-    return {"kind": "scenes", "rows": rows, **changes}
 
 
 @pytest.fixture
@@ -359,15 +341,6 @@ def test_no_sources_and_no_recipe_are_mistakes(write_recipe: Write, tmp_path: Pa
     absent = run(tmp_path / "absent.yaml")
     assert absent.returncode == 2
     assert "no recipe file" in absent.stderr
-
-
-def hashes(*folders: Path) -> dict[str, str]:
-    return {
-        f"{folder.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in folders
-        for path in folder.iterdir()
-        if path.is_file()
-    }
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from ray.util.state import list_tasks
 from ray_nodes import environment, ray_nodes
 from shaky_wire import ShakyWire
 from typer.testing import CliRunner
+from waiting import wait_until
 
 from jobs.submission.follow import Outcome, Shown, follow
 from jobs.submission.head import Head, LostError, connect, submit
@@ -113,13 +114,6 @@ def started(head: Head, entrypoint: str) -> str:
     job = f"test-{uuid4().hex[:8]}"
     submit(head, job, entrypoint, {})
     return job
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -15,19 +15,25 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
-from training_runs import CHECKPOINT_EVERY, STEPS, Training, prepared, write_recipe
+from training_runs import (
+    CHECKPOINT_EVERY,
+    STEPS,
+    UNCOMMITTED,
+    Training,
+    expect_same_steps,
+    prepared,
+    steps_repeated,
+    write_recipe,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUNS, KILLS = 2, 5
 REST = 0.4  # seconds a step, with work on top
-# Ray Train commits a checkpoint when it next looks at its workers, every two seconds.
-UNCOMMITTED = 6  # steps that a run takes meanwhile
 
 
 @dataclass(frozen=True)
@@ -106,27 +112,6 @@ def break_off(run: Training, kills: list[Kill]) -> None:
             os.kill(process, signal.SIGKILL)
         dead |= {read["pid"] for read in run.reads()}
     run.end()
-
-
-def expect_same_steps(run: Training, unbroken: Training) -> None:
-    """Every step was told, and each time it was told it came to the same."""
-    figures = ("train/loss", "train/grad_norm", "train/learning_rate")
-    told: dict[int, set[tuple[float, ...]]] = {step: set() for step in range(1, STEPS + 1)}
-    for step in run.steps():
-        told[step["train/step"]].add(tuple(step[name] for name in figures))
-    expected = {s["train/step"]: {tuple(s[name] for name in figures)} for s in unbroken.steps()}
-    assert told == expected
-
-
-def steps_repeated(run: Training) -> list[int]:
-    """How many whole steps were done once more after each kill."""
-    first: dict[int, int] = {}  # by process
-    last: dict[int, int] = {}
-    for read in run.reads():
-        if read["rank"] == 0:
-            first.setdefault(read["pid"], read["step"])
-            last[read["pid"]] = read["step"]
-    return [last[before] - first[after] for before, after in pairwise(first)]
 
 
 def processes_in(folder: Path) -> list[str]:

@@ -109,6 +109,13 @@ def test_a_row_that_cannot_be_trained_on_is_told_and_leaves_its_neighbours_alone
     assert f"Row {good.id} has" in long[good.id] and "more than 7" in long[good.id]
 
 
+def test_a_batch_of_no_rows_is_one_without_loss(encoder: MllamaEncoder) -> None:
+    batch, refused = encoder([])
+    assert refused == {}
+    assert batch["labels"].shape == (1, 1) and (batch["labels"] == IGNORE).all()
+    assert batch["image_mask"].tolist() == [[0]]
+
+
 def test_a_batch_has_the_documented_shapes(encoder: MllamaEncoder, scenes: list[Example]) -> None:
     rows = [with_image(scenes, turns=2), text_only(scenes)]
     batch, _ = encoder(rows)

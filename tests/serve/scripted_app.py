@@ -20,29 +20,34 @@ TWO = Autoscaling(num_cpus=0.2, min_replicas=2, max_replicas=2)
 PATIENCE_S = 60.0
 
 
-@contextmanager
-def scripted(
-    log: Path,
-    *,
-    generators: Autoscaling = TWO,
-    judges: Autoscaling = TWO,
-    candidates: int = 4,
-    **settings: Any,
-) -> Iterator[str]:
-    """Serve engines that write their calls into the folder `log`; yields the base URL."""
-    config = ServeConfig(
+LOADERS = {
+    "generator_loader": scripted_engines.load_generator,
+    "judge_loader": scripted_engines.load_judge,
+}
+
+
+def scripted_config(
+    log: Path, generators: Autoscaling = TWO, judges: Autoscaling = TWO, **settings: Any
+) -> ServeConfig:
+    """Engines that write their calls into the folder `log`."""
+    return ServeConfig(
         port=0,
         model_name="scripted",
         generator=EngineConfig(model=str(log), scaling=generators),
         judge=JudgeConfig(model=str(log), scaling=judges),
         **settings,
     )
-    with serving(
-        config,
-        SearchConfig(candidates=candidates, max_new_tokens=32),
-        generator_loader=scripted_engines.load_generator,
-        judge_loader=scripted_engines.load_judge,
-    ) as url:
+
+
+def scripted_search(candidates: int) -> SearchConfig:
+    return SearchConfig(candidates=candidates, max_new_tokens=32)
+
+
+@contextmanager
+def scripted(log: Path, *, candidates: int = 4, **settings: Any) -> Iterator[str]:
+    """Serve scripted engines; `settings` are of `scripted_config`. Yields the base URL."""
+    config = scripted_config(log, **settings)
+    with serving(config, scripted_search(candidates), **LOADERS) as url:
         yield url
 
 

@@ -14,6 +14,7 @@ REPORT = StepReport(
     loss=1.0,
     tokens=10,
     rows=4,
+    ranks=3,
     learning_rate=1e-3,
     grad_norm=1.0,
     forward_flops=1e12,
@@ -26,11 +27,11 @@ REPORT = StepReport(
 
 
 def test_mfu_counts_three_forward_passes_over_all_devices() -> None:
-    assert utilisation(REPORT, world_size=3, peak=1e12) == pytest.approx((0.5, 0.5))
+    assert utilisation(REPORT, peak=1e12) == pytest.approx((0.5, 0.5))
 
 
 def test_recomputing_counts_for_the_hardware_alone() -> None:
-    used = utilisation(replace(REPORT, recomputed=True), world_size=3, peak=1e12)
+    used = utilisation(replace(REPORT, recomputed=True), peak=1e12)
     assert used == pytest.approx((0.5, 4 / 6))
 
 

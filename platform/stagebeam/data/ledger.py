@@ -8,7 +8,7 @@ batch of the last epoch are never read.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -26,8 +26,10 @@ class Plan:
     each batch inside itself, so that the rows of a micro-batch are of like length, and those of
     the ranks' micro-batches too.
 
-    Raises ValueError if there is less than one global batch, or if a batch does not divide over
-    ranks and micro-batches.
+    Where a batch does not divide over ranks and micro-batches, some of these have a row more than
+    others, or where there are more of them than rows, a row and none.
+
+    Raises ValueError if there is less than one global batch.
     """
 
     rows: Rows | int
@@ -41,11 +43,6 @@ class Plan:
 
     def __post_init__(self) -> None:
         assert not self.window or isinstance(self.rows, Rows), "only Rows have lengths"
-        if self.global_batch_size % (self.world_size * self.gradient_accumulation_steps):
-            raise ValueError(
-                f"A global batch of {self.global_batch_size} rows does not divide over "
-                f"{self.world_size} ranks x {self.gradient_accumulation_steps} micro-batches."
-            )
         if self.epoch_length * self.epochs < self.global_batch_size:
             raise ValueError(
                 f"There are {self.epoch_length} rows to train on in each of {self.epochs} epochs, "
@@ -58,9 +55,19 @@ class Plan:
         return self.rows if isinstance(self.rows, int) else self.rows.epoch_length
 
     @property
+    def micro_batches(self) -> int:
+        """Of a step, over all ranks."""
+        return self.world_size * self.gradient_accumulation_steps
+
+    @property
     def micro_batch_size(self) -> int:
-        """Rows that one rank reads at a time."""
-        return self.global_batch_size // (self.world_size * self.gradient_accumulation_steps)
+        """Most rows that one rank reads at a time."""
+        return -(-self.global_batch_size // self.micro_batches)
+
+    def at(self, world_size: int) -> Self:
+        """The same steps on other ranks, in micro-batches that are no larger."""
+        micro_batches = -(-self.micro_batches // world_size)
+        return replace(self, world_size=world_size, gradient_accumulation_steps=micro_batches)
 
     @property
     def total_steps(self) -> int:
@@ -88,9 +95,9 @@ class Plan:
         return rows
 
     def rank_rows(self, step: int, rank: int, micro: int) -> np.ndarray:
-        """Row numbers of one rank's micro-batch of a step ([micro_batch_size])."""
-        shape = (self.gradient_accumulation_steps, self.world_size, self.micro_batch_size)
-        return self.step_rows(step).reshape(shape)[micro, rank]
+        """Row numbers of one rank's micro-batch of a step ([micro_batch_size], or less)."""
+        shares = np.array_split(self.step_rows(step), self.micro_batches)
+        return shares[micro * self.world_size + rank]
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Row numbers from place `start` to `end` of all epochs' orders in a row

@@ -57,6 +57,15 @@ def ingest_config(world_size: int) -> ray.train.DataConfig:
     return ray.train.DataConfig(execution_options=_options(world_size), enable_shard_locality=False)
 
 
+class IngestBySize(ray.train.DataConfig):
+    """`ingest_config` for as many ranks as there are each time that they start. In the place of a
+    data set stands what makes it for so many."""
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *nodes: Any, **more: Any) -> Any:
+        made = {name: make(world_size) for name, make in datasets.items()}
+        return ingest_config(world_size).configure(made, world_size, *nodes, **more)
+
+
 def encoders_beside(world_size: int, cpus_per_rank: float) -> int:
     """How many encoders the ranks leave room for in the cluster; at least one."""
     free = ray.cluster_resources().get("CPU", 0.0) - world_size * cpus_per_rank

@@ -272,16 +272,18 @@ class RowEncoder(ABC):
         """A row for each example, and why those ids were refused that cannot be trained on.
 
         A refused example leaves a row without loss in its place, so that every batch has its
-        rows and one bad example does not end a run.
+        rows and one bad example does not end a run. No examples are such a row too: a rank that
+        has none computes in step with the others.
         """
         rows, refused = [], {}
+        nothing = EncodedRow([self.tokenizer.pad_token_id], [IGNORE], ())
         for example in examples:
             try:
                 rows.append(self.encode(example))
             except ValueError as error:
-                rows.append(EncodedRow([self.tokenizer.pad_token_id], [IGNORE], ()))
+                rows.append(nothing)
                 refused[example.id] = str(error)
-        return rows, refused
+        return rows or [nothing], refused
 
     def __call__(self, examples: Sequence[Example]) -> tuple[Arrays, dict[str, str]]:
         """A training batch straight from examples (what the stream is handed), and what was

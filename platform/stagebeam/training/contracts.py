@@ -24,6 +24,7 @@ class StepReport:
     loss: float  # of the global batch; in nats a token for supervised training
     tokens: int  # with loss, in the global batch
     rows: int  # in the global batch
+    ranks: int
     learning_rate: float
     grad_norm: float  # before clipping
     forward_flops: float  # of the global batch, on tokens and images that are there

@@ -14,18 +14,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stagebeam.data.ledger import Ledger, Plan
-from stagebeam.data.stream import encoders_beside, ingest_config
+from stagebeam.data.stream import IngestBySize, encoders_beside
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
 from stagebeam.models.registry import family_of
@@ -58,6 +59,9 @@ class Task(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    def at(self, world_size: int) -> Self:
+        """The same steps on other ranks."""
 
     @property
     def encoder(self) -> RowEncoder: ...
@@ -99,6 +103,21 @@ class Job:
     def export_folder(self) -> Path:
         return self.train.output_dir / "model"
 
+    def at(self, world_size: int) -> Self:
+        """The same job on as many ranks as there are."""
+        task = self.task.at(world_size)
+        spread: dict[str, object] = {
+            "num_workers": world_size,
+            "gradient_accumulation_steps": task.plan.gradient_accumulation_steps,
+        }
+        return replace(self, task=task, train=self.train.model_copy(update=spread))
+
+    def dataset(self, start: int) -> Any:
+        """What the ranks share from step `start` on, encoded beside them."""
+        ranks = self.train.num_workers
+        beside = self.train.encoders or encoders_beside(ranks, self.train.cpus_per_worker)
+        return self.task.dataset(start, beside)
+
 
 def fit(job: Job, on_report: Progress) -> dict[str, str]:
     """Train and export, resuming where an earlier run of the same name stopped; returns the ids
@@ -110,24 +129,20 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
     is not finite, and RuntimeError with the worker's reason if training fails otherwise.
     """
     run_folder = job.storage / job.name
-    task = job.task
-    start_step(task.plan, run_folder)
+    plan = job.task.plan
+    start_step(plan, run_folder)
     remove_uncommitted(run_folder)
-    ranks = job.train.num_workers
-    encoders = job.train.encoders or encoders_beside(ranks, job.train.cpus_per_worker)
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    actor: Any = ray.remote(Board)
+    board = actor.options(num_cpus=0, scheduling_strategy=_here()).remote()
+    # A callable is asked again whenever workers start, so a restart streams only the rest.
+    datasets: Any = {"train": lambda: partial(_dataset, job, start_step(plan, run_folder))}
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job, "board": board},
         torch_config=TorchConfig(backend="nccl" if job.train.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=job.train.num_workers,
-            use_gpu=job.train.use_gpu,
-            resources_per_worker={"CPU": job.train.cpus_per_worker},
-        ),
-        # A callable is asked again whenever workers start, so a restart streams only the rest.
-        datasets={"train": lambda: task.dataset(start_step(task.plan, run_folder), encoders)},
-        dataset_config=ingest_config(job.train.num_workers),
+        scaling_config=_scaling(job.train),
+        datasets=datasets,
+        dataset_config=IngestBySize(),
         run_config=_run_config(job),
     )
     try:
@@ -140,6 +155,26 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
         raise RuntimeError(f"Training {job.name} failed: {error}") from error
     finally:
         ray.kill(board)
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On the node of this process, which is lost with it and not before."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _scaling(train: TrainConfig) -> ScalingConfig:
+    fewest, most = train.min_workers, train.num_workers
+    settings: dict[str, Any] = {
+        "num_workers": most if fewest is None else (fewest, most),
+        "elastic_resize_monitor_interval_s": train.resize_every_s,
+        "use_gpu": train.use_gpu,
+        "resources_per_worker": {"CPU": train.cpus_per_worker},
+    }
+    return ScalingConfig(**settings)
+
+
+def _dataset(job: Job, start: int, ranks: int) -> Any:
+    return job.at(ranks).dataset(start)
 
 
 def _run_config(job: Job) -> RunConfig:
@@ -170,8 +205,9 @@ def worker_environment(job: Job) -> dict[str, str]:
 def _work(config: dict[str, Any]) -> None:
     """What each rank runs. A fault of the numbers is told, not raised: it would come again after
     a restart."""
-    job, board = config["job"], config["board"]
-    reporter = RayReporter(board, ray.train.get_context().get_world_rank(), job.task.plan)
+    context = ray.train.get_context()
+    job, board = config["job"].at(context.get_world_size()), config["board"]
+    reporter = RayReporter(board, context.get_world_rank(), job.task.plan)
     try:
         _train(job, board, reporter)
     except FloatingPointError as error:

@@ -127,6 +127,7 @@ def _step(
         loss=loss,
         tokens=round(sums.tokens),
         rows=round(sums.rows),
+        ranks=dist.get_world_size(),
         learning_rate=rate,
         grad_norm=norm,
         forward_flops=sums.flops,

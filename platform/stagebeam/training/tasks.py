@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stagebeam.data.ledger import Plan
 from stagebeam.data.stream import Encode, training_dataset, worker_batches
@@ -27,6 +27,9 @@ class SupervisedTask:
     encoder: RowEncoder
     answers: Form = "stages"
     pack_to: int | None = None  # tokens; several rows may then share a sequence
+
+    def at(self, world_size: int) -> Self:
+        return replace(self, plan=self.plan.at(world_size))
 
     def dataset(self, start: int, encoders: int) -> Any:
         return training_dataset(self.shards, self.plan, start, self._encode(), encoders)

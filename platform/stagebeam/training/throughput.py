@@ -30,14 +30,14 @@ def peak_flops(tflops: float | None) -> float | None:
     return next((peak * 1e12 for key, peak in _PEAKS.items() if key in name), None)
 
 
-def utilisation(report: StepReport, world_size: int, peak: float) -> tuple[float, float]:
-    """MFU and HFU of a step: FLOPs over what `world_size` devices of this peak could have done.
+def utilisation(report: StepReport, peak: float) -> tuple[float, float]:
+    """MFU and HFU of a step: FLOPs over what the ranks' devices, of this peak, could have done.
 
     MFU counts a forward pass and a backward one of twice its cost; HFU the recomputed forward pass
     too (PaLM, arXiv 2204.02311, appendix B). Both count the vision tower, and tokens that are
     there, not padding.
     """
-    possible = report.seconds * world_size * peak
+    possible = report.seconds * report.ranks * peak
     passes = 4 if report.recomputed else 3
     return 3 * report.forward_flops / possible, passes * report.forward_flops / possible
 

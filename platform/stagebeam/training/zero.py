@@ -17,7 +17,8 @@ from stagebeam.training.trainable import choose
 
 def deepspeed_settings(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     """What DeepSpeed reads instead of a JSON file beside the recipe."""
-    micro = train.global_batch_size // (train.num_workers * train.gradient_accumulation_steps)
+    micro_batches = train.num_workers * train.gradient_accumulation_steps
+    micro = -(-train.global_batch_size // micro_batches)
     zero: dict[str, Any] = {"stage": train.zero_stage}
     if train.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
