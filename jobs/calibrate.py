@@ -30,6 +30,7 @@ from stagebeam.records import Example
 from stagebeam.search import SearchSettings, Trace
 from stagebeam.search.calibration import Calibration, Row, calibrate, write_calibration
 from stagebeam.search.seeds import question_key
+from stagebeam.storage import Place
 
 ROWS = 256
 _CONCURRENCY = 16
@@ -70,7 +71,7 @@ def calibrate_recipe(
     return path
 
 
-def fresh_questions(recipe: Recipe, folder: Path, rows: int) -> tuple[list[Example], int]:
+def fresh_questions(recipe: Recipe, folder: Place, rows: int) -> tuple[list[Example], int]:
     """The first `rows` questions that the recipe is not scored on, and how many were passed over.
 
     Raises ValueError if none is left.

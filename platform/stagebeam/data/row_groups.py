@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from stagebeam.storage import Place, open_parquet
 
 CACHE_BYTES = 128 << 20
 
@@ -19,9 +19,9 @@ class RowGroups:
     """Reads a row group at a time and keeps those used last, up to `cache_bytes` of them and at
     least one."""
 
-    def __init__(self, files: Sequence[Path], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, files: Sequence[Place], cache_bytes: int = CACHE_BYTES) -> None:
         # Read ahead and in threads, a row group of a megabyte takes twice as long.
-        self._files = [pq.ParquetFile(f, memory_map=True, pre_buffer=False) for f in files]
+        self._files = [open_parquet(f, memory_map=True, pre_buffer=False) for f in files]
         self.groups = [(f, g) for f in self._files for g in range(f.num_row_groups)]
         sizes = [f.metadata.row_group(g).num_rows for f, g in self.groups]
         self._starts = np.array([0, *accumulate(sizes)])  # of each group, and the end of all

@@ -76,7 +76,7 @@ class Course:
     seed: int = 0
     flops: Callable[[Arrays], Flops] = lambda arrays: Flops()  # forward, of a micro-batch
     held_out: HeldOut | None = None
-    profile_folder: Path | None = None
+    profile_folder: Place | None = None
 
 
 def run_steps(
