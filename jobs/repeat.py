@@ -43,8 +43,8 @@ def repeat_of(
     folder: Place | None = None,
 ) -> Repeat:
     """`command` is the program's name, the job's, and what follows the recipe's file; `models` are
-    the fingerprints of the `generator` and the `judge`; `folder` is where the evaluation's files are
-    now, if that is not its output_dir."""
+    the fingerprints of the `generator` and the `judge`; `folder` holds the evaluation's
+    files, if that is not yet its output_dir."""
     shards = [config.shards]
     if command[1] == "quickstart":
         shards.insert(0, recipe.data.shards)
@@ -53,7 +53,7 @@ def repeat_of(
         directory=str(Path.cwd()),
         commit=commit(ROOT),
         files=(
-            *(f for folder in shards for f in _shards(folder)),
+            *(file for place in shards for file in _shards(place)),
             *_others(recipe, config, folder or config.output_dir),
         ),
         weights={part: _weights(recipe, part, models[part]) for part in ("generator", "judge")},

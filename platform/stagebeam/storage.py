@@ -26,8 +26,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, total_ordering
 from pathlib import Path, PurePath
 from typing import IO, Annotated, Any
 from urllib.parse import unquote, urlsplit
@@ -50,13 +49,17 @@ def is_url(text: object) -> bool:
     return isinstance(text, str) and _URL.match(text) is not None
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@total_ordering
 class RemotePath:
     """A file or folder of an object store. Every method that touches the store raises ValueError
     with one sentence where it cannot be reached, refuses, or has no such bucket."""
 
-    root: str  # scheme and bucket, such as s3://bucket
-    key: str  # without a slash at either end; empty for the bucket itself
+    # No dataclass: pydantic would make a mapping of it.
+    __slots__ = ("key", "root")
+
+    def __init__(self, root: str, key: str) -> None:
+        self.root = root  # scheme and bucket, such as s3://bucket
+        self.key = key  # without a slash at either end; empty for the bucket itself
 
     @classmethod
     def parse(cls, url: str) -> RemotePath:
@@ -73,6 +76,18 @@ class RemotePath:
         if ".." in key.split("/"):
             raise ValueError(f"{url} leads out of itself")
         return cls(f"{parts.scheme.lower()}://{parts.netloc}", key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and str(self) == str(other)
+
+    def __lt__(self, other: RemotePath) -> bool:
+        return str(self) < str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
 
     def __str__(self) -> str:
         return f"{self.root}/{self.key}" if self.key else self.root
@@ -227,15 +242,17 @@ def _told(place: RemotePath | str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"{place} {_why(str(error))}") from None
+        raise ValueError(f"{place} {_why(str(place), str(error))}") from None
 
 
-def _why(said: str) -> str:
+def _why(place: str, said: str) -> str:
     """The part of pyarrow's message that tells, such as `AWS Error NO_SUCH_KEY during HeadObject
     operation: ...`."""
     said = " ".join(re.sub(r"\(Request ID: .*?\)", "", said).split()).rstrip(".")
     if "ACCESS_DENIED" in said or "HTTP status 403" in said or "INVALID_ACCESS_KEY" in said:
-        return f"refuses the keys that the environment holds: {_detail(said)}."
+        held = "set" if os.environ.get("AWS_ACCESS_KEY_ID") else "not set"
+        keys = f" (AWS_ACCESS_KEY_ID is {held})" if _scheme(place) == "s3" else ""
+        return f"refuses access{keys}: {_detail(said)}."
     if "NETWORK_CONNECTION" in said:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         at = f" at {endpoint} (AWS_ENDPOINT_URL)" if endpoint else ""
@@ -254,7 +271,9 @@ class _Text:
         return core_schema.no_info_wrap_validator_function(
             _placed,
             handler.generate_schema(Path),
-            serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda place, info: str(place) if info.mode == "json" else place, info_arg=True
+            ),
         )
 
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from stagebeam.models.encoder import Arrays
 from stagebeam.models.family import Tensors, on_device
 from stagebeam.models.flops import Flops
+from stagebeam.storage import Place
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import Objective, Reporter, Step, StepReport
 from stagebeam.training.heldout import HeldOut
