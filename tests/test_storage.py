@@ -63,7 +63,7 @@ def test_a_recipe_may_say_a_path_or_a_url_and_says_it_again_as_it_was() -> None:
         ({"either": "s3://b/../x"}, "leads out of itself"),
         ({"either": "file://host/x"}, "names no file of this machine"),
         ({"either": 3}, "path"),
-        ({"either": "x", "local": "s3://b/x"}, "must be a path on this machine's disks"),
+        ({"either": "x", "local": "s3://b/x"}, "local is a path on this machine's disks"),
     ],
 )
 def test_a_wrong_place_is_refused_when_a_recipe_is_read(said: object, sentence: str) -> None:

@@ -11,8 +11,7 @@ from pydantic import (
     Field,
     PlainValidator,
     TypeAdapter,
-    ValidationInfo,
-    field_validator,
+    model_validator,
 )
 
 from stagebeam.storage import is_url
@@ -48,10 +47,11 @@ class Section(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _on_this_machine(cls, value: Any, info: ValidationInfo) -> Any:
+    def _on_this_machine(cls, data: Any) -> Any:
         """As a path, `s3://bucket` would be a folder called `s3:`."""
-        if is_url(value) and cls.model_fields[str(info.field_name)].annotation in _LOCAL:
-            raise ValueError(f"this must be a path on this machine's disks, not a URL: {value}")
-        return value
+        for name, field in cls.model_fields.items() if isinstance(data, dict) else ():
+            if field.annotation in _LOCAL and is_url(data.get(name)):
+                raise ValueError(f"{name} is a path on this machine's disks, not a URL")
+        return data
