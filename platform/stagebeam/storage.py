@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, total_ordering
 from pathlib import Path, PurePath
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -159,7 +159,7 @@ class RemotePath:
         assert "/" not in pattern
         return iter([p for p in self.iterdir() if fnmatch.fnmatchcase(p.name, pattern)])
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
+    def open(self, mode: str = "rb") -> io.BufferedReader:
         assert mode == "rb", "a file is written in one piece"
         with _told(self):
             return io.BufferedReader(self.filesystem.open_input_file(self.path))
