@@ -41,7 +41,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Without the first, a file of a few bytes takes three requests.
 _OPTIONS = {"s3": "?allow_delayed_open=true"}
 _CHUNK = 16 << 20  # bytes of a file that are in memory while it is copied
-_AT_ONCE = 16  # requests, where files are moved or removed inside a store
+_AT_ONCE = 32  # requests, which wait more than they work
 
 
 def is_url(text: object) -> bool:
@@ -226,6 +226,7 @@ def _filesystem(root: str) -> tuple[arrow.FileSystem, str]:
         raise ValueError(f"{root} is of no kind of storage that is known here.") from None
     if found == arrow.FileType.NotFound:
         raise ValueError(f"There is no bucket {root}.")
+    pa.set_io_thread_count(max(_AT_ONCE, pa.io_thread_count()))
     return filesystem, base
 
 
@@ -329,6 +330,14 @@ def open_parquet(file: Place, **local: Any) -> pq.ParquetFile:
         return pq.ParquetFile(file, **local)
     with _told(file):
         return pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=True)
+
+
+def open_parquets(files: Sequence[Place], **local: Any) -> list[pq.ParquetFile]:
+    """The same for many, of which remote ones are opened at once."""
+    if not any(isinstance(file, RemotePath) for file in files):
+        return [open_parquet(file, **local) for file in files]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda file: open_parquet(file, **local), files))
 
 
 def scratch_for(place: Place) -> Path:
