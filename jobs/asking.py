@@ -25,6 +25,7 @@ from stagebeam.records import Example
 from stagebeam.search import SearchSettings
 from stagebeam.search.calibration import read_calibration
 from stagebeam.search.seeds import question_key
+from stagebeam.storage import on_disk
 
 IDENTITY_FILE = "identity.json"
 Plan = Sequence[tuple[str, int]]  # methods, each with its N
@@ -76,7 +77,7 @@ async def measure(
     config = section_of(recipe)
     check_calibration(recipe, examples)
     endpoint = await endpoint_of(url)
-    return await ask_all(recipe, endpoint, examples, config.output_dir, fresh, console)
+    return await ask_all(recipe, endpoint, examples, on_disk(config.output_dir), fresh, console)
 
 
 async def ask_all(
@@ -120,7 +121,7 @@ async def measure_alone(
     its fingerprint. Files go to `judge_alone/` in the output folder. Raises as `measure` does.
     """
     config = section_of(recipe)
-    folder, plan = config.output_dir / JUDGE_ALONE, [(JUDGE_ALONE, 1)]
+    folder, plan = on_disk(config.output_dir) / JUDGE_ALONE, [(JUDGE_ALONE, 1)]
     settings = _settings(recipe)
     if not isinstance(source, str):
         generator, fingerprint = source

@@ -30,6 +30,7 @@ from stagebeam.records import Example
 from stagebeam.search import SearchSettings, Trace
 from stagebeam.search.calibration import Calibration, Row, calibrate, write_calibration
 from stagebeam.search.seeds import question_key
+from stagebeam.storage import Place, place_of
 
 ROWS = 256
 _CONCURRENCY = 16
@@ -37,7 +38,7 @@ _CONCURRENCY = 16
 
 def calibrate_recipe(
     recipe: Recipe,
-    shards: Path | None = None,
+    shards: Place | None = None,
     *,
     rows: int = ROWS,
     url: str | None = None,
@@ -70,7 +71,7 @@ def calibrate_recipe(
     return path
 
 
-def fresh_questions(recipe: Recipe, folder: Path, rows: int) -> tuple[list[Example], int]:
+def fresh_questions(recipe: Recipe, folder: Place, rows: int) -> tuple[list[Example], int]:
     """The first `rows` questions that the recipe is not scored on, and how many were passed over.
 
     Raises ValueError if none is left.
@@ -144,7 +145,7 @@ def _told(made: Calibration) -> str:
 def main(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     shards: Annotated[
-        Path | None, typer.Option(help="Questions; without it, the training shards.")
+        str | None, typer.Option(help="Questions; without it, the training shards.")
     ] = None,
     rows: Annotated[int, typer.Option(help="How many of them.")] = ROWS,
     url: Annotated[str | None, typer.Option(help="Endpoint to ask; without it, serve.")] = None,
@@ -153,7 +154,8 @@ def main(
 
     def job() -> None:
         console = Console()
-        path = calibrate_recipe(load_recipe(recipe), shards, rows=rows, url=url, console=console)
+        folder = None if shards is None else place_of(shards)
+        path = calibrate_recipe(load_recipe(recipe), folder, rows=rows, url=url, console=console)
         console.print(f"Calibration: {path}", soft_wrap=True)
 
     run_job(job)

@@ -48,8 +48,10 @@ from stagebeam.evaluation.report import write_report
 from stagebeam.evaluation.results import JudgeResult, Results
 from stagebeam.evaluation.scoring import correct
 from stagebeam.inference.load import load_generator
+from stagebeam.local_copy import working_copy
 from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
+from stagebeam.storage import Place, on_disk, place_of
 from stagebeam.tracking import start_run
 
 _VERSIONS = ("torch", "transformers", "ray", "deepspeed")
@@ -141,11 +143,12 @@ def evaluate(
     in_process: bool = False,
     card: Path | None = None,
     console: Console,
-) -> Path:
-    """Measure, track and report; returns the report page's path.
+) -> Place:
+    """Measure, track and report; returns the report page's place.
 
-    Without a `url` the recipe is served here, or its engines run in this process. `card` is a file
-    with the judge's card; without it the judge is measured here. Raises ValueError as
+    Where the recipe's output_dir is a URL, all files are made in a local copy of it. Without a
+    `url` the recipe is served here, or its engines run in this process. `card` is a file with the
+    judge's card; without it the judge is measured here. Raises ValueError as
     `jobs.asking.measure` and `jobs.served_card.read_card` do.
     """
     options = Options(url=url, judge_url=judge_url, in_process=in_process, card=card, fresh=fresh)
@@ -154,16 +157,26 @@ def evaluate(
     check_calibration(recipe, examples)  # before a service is started for it
     if config.benchmarks is not None:
         chosen(config.benchmarks)
+    with working_copy(config.output_dir) as folder:
+        page = _evaluated(recipe, folder, examples, options, console)
+        return config.output_dir / page.relative_to(folder)
+
+
+def _evaluated(
+    recipe: Recipe, folder: Path, examples: Sequence[Example], options: Options, console: Console
+) -> Path:
+    """The same, with all files in `folder`, which stands for the recipe's."""
+    config = section_of(recipe)
     seconds: dict[str, float] = {}
     with _timed(seconds, "evaluate"):
-        found = _find(recipe, examples, options, console)
+        found = _find(_into(recipe, folder), examples, options, console)
     measured, rows = found.measured, found.rows
     accuracies = summarise(rows, found.judge)
     run = start_run(
         recipe.tracking,
         recipe.name,
         recipe.model_dump(mode="json"),
-        config.output_dir,
+        folder,
         job_type="evaluate",
     )
     fingerprints = {"generator": measured.generator, "judge": measured.judge}
@@ -179,12 +192,12 @@ def evaluate(
         machine=machine(),
         wandb=run.describe(),
         seconds=seconds,
-        repeat=repeat_of(recipe, config, ["stagebeam", "evaluate", *again], fingerprints),
+        repeat=repeat_of(recipe, config, ["stagebeam", "evaluate", *again], fingerprints, folder),
     )
     cases = telling_cases(measured, examples)
     track(run, results, rows, cases, measured.benchmarks)
     run.finish()
-    return write_report(results, cases, config.output_dir)
+    return write_report(results, cases, folder)
 
 
 def _find(recipe: Recipe, examples: Sequence[Example], options: Options, console: Console) -> Found:
@@ -211,7 +224,7 @@ async def _ask(
     asked = await endpoint_of(source) if isinstance(source, str) else source
     # A card that is of no use is refused before anything is asked.
     given = None if options.card is None else read_card(options.card, asked.judge)
-    measured = await ask_all(recipe, asked, examples, config.output_dir, fresh, console)
+    measured = await ask_all(recipe, asked, examples, on_disk(config.output_dir), fresh, console)
     card = given or await served_card(recipe, asked, fresh, console)
     figures = await _ask_benchmarks(recipe, config, asked, fresh, console)
     return Found(replace(measured, benchmarks=figures), card)
@@ -230,7 +243,7 @@ async def _ask_benchmarks(
         )
         return found.rows
 
-    return await measure_benchmarks(config.benchmarks, config.output_dir, ask, console)
+    return await measure_benchmarks(config.benchmarks, on_disk(config.output_dir), ask, console)
 
 
 def _ask_alone(
@@ -296,7 +309,7 @@ def main(
         Path | None, typer.Option(help="The judge's card, or a report.json that holds it.")
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Instead of the recipe's evaluation.output_dir.")
+        str | None, typer.Option(help="Instead of the recipe's evaluation.output_dir.")
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Ask everything again.")] = False,
 ) -> None:
@@ -305,7 +318,7 @@ def main(
     def job() -> None:
         console = Console()
         page = evaluate(
-            _into(load_recipe(recipe), output_dir),
+            _into(load_recipe(recipe), None if output_dir is None else place_of(output_dir)),
             url=url,
             judge_url=judge_url,
             in_process=in_process,
@@ -318,7 +331,7 @@ def main(
     run_job(job)
 
 
-def _into(recipe: Recipe, folder: Path | None) -> Recipe:
+def _into(recipe: Recipe, folder: Place | None) -> Recipe:
     if folder is None:
         return recipe
     config = section_of(recipe).model_copy(update={"output_dir": folder})

@@ -36,6 +36,7 @@ from stagebeam.recipe import EngineConfig, JudgeTraining, Recipe, load_recipe
 from stagebeam.records import Example
 from stagebeam.search.seeds import candidate_seed, question_key
 from stagebeam.stages import Stage
+from stagebeam.storage import Place
 from stagebeam.tracking import Run, run_id, start_run
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.launch import Job
@@ -95,7 +96,7 @@ def _train_config(recipe: Recipe, config: JudgeTraining) -> TrainConfig:
 
 
 def sample_pairs(
-    recipe: Recipe, config: JudgeTraining, generator: Path, console: Console
+    recipe: Recipe, config: JudgeTraining, generator: Place, console: Console
 ) -> list[Preference]:
     """Different first faults of the generator on the training questions."""
     examples = list(islice(iter_examples(recipe.data.shards), config.questions))
@@ -114,7 +115,7 @@ def sample_pairs(
 def sample_answers(
     recipe: Recipe,
     config: JudgeTraining,
-    generator: Path,
+    generator: Place,
     examples: Sequence[Example],
     console: Console,
 ) -> list[list[str]]:
@@ -160,7 +161,7 @@ class _Sampler:
         return [c.text for c in sorted(found, key=lambda c: c.index)]
 
 
-def trained_generator(recipe: Recipe) -> Path:
+def trained_generator(recipe: Recipe) -> Place:
     """The generator's folder. Raises ValueError where it is not trained yet."""
     folder = required_train(recipe).output_dir / "model"
     if not folder.exists():

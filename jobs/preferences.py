@@ -25,12 +25,13 @@ from stagebeam.records import Image
 from stagebeam.search.preferences import Pair, pairs_of
 from stagebeam.search.seeds import image_digest
 from stagebeam.search.trace import read_traces
+from stagebeam.storage import Place, place_of
 
 SOURCE = "traces"
 
 
 def write_pairs(
-    traces: Sequence[Path], shards: Sequence[Path], output: Path, min_margin: float = 0.0
+    traces: Sequence[Place], shards: Sequence[Place], output: Path, min_margin: float = 0.0
 ) -> Manifest:
     """The pairs of all traces, each once, as shards in `output`.
 
@@ -56,7 +57,7 @@ def write_pairs(
     )
 
 
-def _read(traces: Sequence[Path], min_margin: float) -> Iterator[Pair]:
+def _read(traces: Sequence[Place], min_margin: float) -> Iterator[Pair]:
     for path in traces:
         for trace in read_traces(path):
             yield from pairs_of(trace, min_margin)
@@ -66,7 +67,7 @@ class _Images:
     """Where the wanted images lie in the shards. They are read when they are asked for; what has
     been read lately is kept, up to CACHE_BYTES."""
 
-    def __init__(self, wanted: set[str], shards: Sequence[Path]) -> None:
+    def __init__(self, wanted: set[str], shards: Sequence[Place]) -> None:
         self._places: dict[str, tuple[int, int, int]] = {}  # folder, row, number in the row
         for folder, path in enumerate(shards if wanted else ()):
             for row, example in enumerate(iter_examples(path)):
@@ -123,10 +124,10 @@ class _Found:
 
 
 def main(
-    traces: Annotated[list[Path], typer.Argument(help="Trace files (traces.jsonl).")],
+    traces: Annotated[list[str], typer.Argument(help="Trace files (traces.jsonl), or URLs.")],
     output: Annotated[Path, typer.Option(help="Folder for the pairs.")],
     shards: Annotated[
-        list[Path] | None, typer.Option(help="Shards with the traces' images; may be repeated.")
+        list[str] | None, typer.Option(help="Shards with the traces' images; may be repeated.")
     ] = None,
     min_margin: Annotated[
         float, typer.Option(help="Leave out pairs that were closer, in log-odds.")
@@ -135,7 +136,8 @@ def main(
     """Write the winners and losers of traces as pairs to train on."""
 
     def job() -> None:
-        manifest = write_pairs(traces, shards or [], output, min_margin)
+        places = [place_of(text) for text in shards or []]
+        manifest = write_pairs([place_of(text) for text in traces], places, output, min_margin)
         left_out = ", ".join(f"{count} {fault}" for fault, count in manifest.faults.items())
         print(
             f"{manifest.rows} pairs in {output}" + (f"; left out: {left_out}" if left_out else "")

@@ -32,6 +32,7 @@ from stagebeam.data.validate import rules, validated
 from stagebeam.data.work import Work
 from stagebeam.data.writing import conclude, finished, origin, work_for
 from stagebeam.recipe import DataConfig, Recipe, load_recipe
+from stagebeam.storage import Place
 
 # Rows read so far, and all that there are if that is known.
 OnProgress = Callable[[int, int | None], None]
@@ -48,7 +49,7 @@ def _begun(recipe: Recipe) -> tuple[Layout, Work]:
     return layout, work_for(recipe.data, layout)
 
 
-def _ready(layout: Layout, work: Work, fresh: bool) -> dict[Path, Manifest] | None:
+def _ready(layout: Layout, work: Work, fresh: bool) -> dict[Place, Manifest] | None:
     """The manifest of each folder, if no source has to be read for it: the shards are there, or a
     run was killed when only moving them was left, which is then done. Needs no Ray.
 
@@ -65,7 +66,7 @@ def _ready(layout: Layout, work: Work, fresh: bool) -> dict[Path, Manifest] | No
 
 def prepare(
     recipe: Recipe, *, fresh: bool = False, on_progress: OnProgress | None = None
-) -> dict[Path, Manifest]:
+) -> dict[Place, Manifest]:
     """Write the shards of every folder, in a Ray session that is already there.
 
     What is as the recipe wants it is left alone unless `fresh` is set. What an earlier run of the
@@ -82,11 +83,11 @@ def prepare(
 
 def _made(
     data: DataConfig, layout: Layout, work: Work, on_progress: OnProgress | None
-) -> dict[Path, Manifest]:
+) -> dict[Place, Manifest]:
     """The shards as the tasks and the decision over all of them make them."""
     with work.opened():
         stretches = _stretches(data)
-        done = {n: rows for n in range(len(stretches)) if (rows := work.rows_done(n)) is not None}
+        done = work.done(len(stretches))
         bar = _Rows(stretches, sum(done.values()), on_progress)
         todo = [n for n in range(len(stretches)) if n not in done]
         for rows, _ in _run_all(todo, _ReadSpan(stretches, data, layout, work)):
@@ -96,7 +97,7 @@ def _made(
     return _by_folder(layout, work.finish(plan))
 
 
-def check(recipe: Recipe, *, on_progress: OnProgress | None = None) -> dict[Path, Manifest]:
+def check(recipe: Recipe, *, on_progress: OnProgress | None = None) -> dict[Place, Manifest]:
     """Read and check every row as `prepare` does, and write nothing; the manifests have no shards.
 
     Raises ValueError if a source is not there or turns out to be wrong.
@@ -115,7 +116,7 @@ def check(recipe: Recipe, *, on_progress: OnProgress | None = None) -> dict[Path
     return _by_folder(layout, [tally.manifest(wanted, ()) for tally in tallies])
 
 
-def _by_folder(layout: Layout, manifests: Iterable[Manifest]) -> dict[Path, Manifest]:
+def _by_folder(layout: Layout, manifests: Iterable[Manifest]) -> dict[Place, Manifest]:
     return dict(zip(layout.folders, manifests, strict=True))
 
 
@@ -204,7 +205,7 @@ def _run_all(
         yield row["rows"], {row["number"]: row["sent"]} if row["sent"] else {}
 
 
-def _edit_all(todo: Sequence[tuple[Path, Part, Edits]]) -> Iterator[tuple[Part, Part]]:
+def _edit_all(todo: Sequence[tuple[Place, Part, Edits]]) -> Iterator[tuple[Part, Part]]:
     def write(number: int) -> Iterator[tuple[int, bytes]]:
         yield 0, pickle.dumps(edit(*todo[number]))
 
@@ -231,7 +232,7 @@ def _run(path: Path, fresh: bool, only_check: bool) -> None:
     _show(manifests, console)
 
 
-def _show(manifests: Mapping[Path, Manifest], console: Console) -> None:
+def _show(manifests: Mapping[Place, Manifest], console: Console) -> None:
     for folder, manifest in manifests.items():
         counts = Table("source", "rows", title=str(folder), title_justify="left")
         for source, rows in manifest.sources.items():

@@ -42,6 +42,7 @@ from stagebeam.evaluation.results import (
 )
 from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
+from stagebeam.storage import on_disk
 from stagebeam.tracking import Run, run_id, start_run
 
 RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
@@ -126,7 +127,7 @@ class Quickstart:
         )
         cases = telling_cases(measured, examples)
         track(self.run, results, rows, cases)
-        return write_report(results, cases, self.evaluation.output_dir)
+        return write_report(results, cases, on_disk(self.evaluation.output_dir))
 
 
 def with_full_search(recipe: Recipe, evaluation: EvaluationConfig) -> Recipe:
@@ -146,7 +147,7 @@ def main(
         loaded = load_recipe(recipe)
         if loaded.serve is None or loaded.evaluation is None:
             raise ValueError(f"The recipe {recipe} needs a serve and an evaluation section.")
-        folder = loaded.evaluation.output_dir
+        folder = on_disk(loaded.evaluation.output_dir)
         if full:
             loaded = with_full_search(loaded, loaded.evaluation)
         console = Console()

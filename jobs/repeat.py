@@ -16,6 +16,7 @@ from stagebeam.data.manifest import read_manifest
 from stagebeam.evaluation.report import RECIPE_FILE
 from stagebeam.evaluation.results import Repeat, RepeatFile, RepeatWeights
 from stagebeam.recipe import EvaluationConfig, Recipe
+from stagebeam.storage import Place
 
 _PACKAGES = (
     "stagebeam",
@@ -35,10 +36,15 @@ _PACKAGES = (
 
 
 def repeat_of(
-    recipe: Recipe, config: EvaluationConfig, command: Sequence[str], models: dict[str, str]
+    recipe: Recipe,
+    config: EvaluationConfig,
+    command: Sequence[str],
+    models: dict[str, str],
+    folder: Place | None = None,
 ) -> Repeat:
     """`command` is the program's name, the job's, and what follows the recipe's file; `models` are
-    the fingerprints of the `generator` and the `judge`."""
+    the fingerprints of the `generator` and the `judge`; `folder` holds the evaluation's
+    files, if that is not yet its output_dir."""
     shards = [config.shards]
     if command[1] == "quickstart":
         shards.insert(0, recipe.data.shards)
@@ -46,7 +52,10 @@ def repeat_of(
         command=shlex.join([*command[:2], str(config.output_dir / RECIPE_FILE), *command[2:]]),
         directory=str(Path.cwd()),
         commit=commit(ROOT),
-        files=(*(f for folder in shards for f in _shards(folder)), *_others(recipe, config)),
+        files=(
+            *(file for place in shards for file in _shards(place)),
+            *_others(recipe, config, folder or config.output_dir),
+        ),
         weights={part: _weights(recipe, part, models[part]) for part in ("generator", "judge")},
         seeds={"recipe": recipe.seed, "search": recipe.search.seed},
         versions=versions(),
@@ -82,7 +91,7 @@ def commit(root: Path) -> str | None:
         return None
 
 
-def _shards(folder: Path) -> list[RepeatFile]:
+def _shards(folder: Place) -> list[RepeatFile]:
     """With the checksums of their manifest."""
     return [
         RepeatFile(path=str(folder / shard.file), sha256=shard.sha256, rows=shard.rows)
@@ -90,7 +99,7 @@ def _shards(folder: Path) -> list[RepeatFile]:
     ]
 
 
-def _others(recipe: Recipe, config: EvaluationConfig) -> list[RepeatFile]:
+def _others(recipe: Recipe, config: EvaluationConfig, folder: Place) -> list[RepeatFile]:
     """The cutoffs of `retrace`, and the benchmarks' files."""
     found = []
     path = recipe.search.calibration
@@ -98,7 +107,7 @@ def _others(recipe: Recipe, config: EvaluationConfig) -> list[RepeatFile]:
         found.append(RepeatFile(path=str(path), sha256=_sha256(path)))
     if config.benchmarks is not None:
         for name in dict.fromkeys(config.benchmarks.names):
-            figures = config.output_dir / "benchmarks" / name / "figures.json"
+            figures = folder / "benchmarks" / name / "figures.json"
             if not figures.exists():  # not every job asks them
                 continue
             told = json.loads(figures.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from stagebeam.data.shards import iter_examples
 from stagebeam.evaluation.results import Accuracies, JudgeResult, Share
 from stagebeam.evaluation.traced_pairs import card_of_traces
 from stagebeam.recipe import Recipe, describe
+from stagebeam.storage import on_disk
 
 CARD_FOLDER = "card"  # below the evaluation's
 _METHODS = ("best_of_n", "stage_beam")  # whole answers are compared by the one, stages by the other
@@ -45,7 +46,7 @@ async def served_card(
         recipe.model_copy(update={"search": recipe.search.model_copy(update=everybody_meets)}),
         source,
         examples,
-        config.output_dir / CARD_FOLDER,
+        on_disk(config.output_dir) / CARD_FOLDER,
         fresh,
         console,
         plan=[(method, n) for method in _METHODS],

@@ -15,9 +15,10 @@ from stagebeam.evaluation.report import data_uri
 from stagebeam.evaluation.trace_page import trace_page
 from stagebeam.search.seeds import image_digest
 from stagebeam.search.trace import Trace, read_traces
+from stagebeam.storage import Place, place_of
 
 
-def find(path: Path, wanted: str | None) -> Trace:
+def find(path: Place, wanted: str | None) -> Trace:
     """The trace with this id, or by what it begins with; the only one of the file without it.
 
     Raises ValueError with one sentence where there is none, or more than one.
@@ -48,7 +49,7 @@ def pictures(trace: Trace, paths: list[Path]) -> list[str]:
 
 
 def main(
-    traces: Annotated[Path, typer.Argument(help="Trace file (JSON lines).")],
+    traces: Annotated[str, typer.Argument(help="Trace file (JSON lines), or its URL.")],
     id: Annotated[str | None, typer.Option(help="Which trace, or what its id begins with.")] = None,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("trace.html"),
     image: Annotated[
@@ -58,7 +59,7 @@ def main(
     """Write one trace of a file as a self-contained page."""
 
     def job() -> None:
-        trace = find(traces, id)
+        trace = find(place_of(traces), id)
         output.write_text(trace_page(trace, pictures(trace, image or [])), encoding="utf-8")
         print(f"Wrote {output}.")
 

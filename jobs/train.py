@@ -6,7 +6,6 @@ Ray Train workers, DeepSpeed ZeRO, checkpoints that a killed run resumes from, a
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -27,9 +26,11 @@ from stagebeam.data.manifest import read_manifest
 from stagebeam.data.order import read_rows
 from stagebeam.data.shards import iter_examples
 from stagebeam.inference.wording import wording
+from stagebeam.local_copy import working_copy
 from stagebeam.models.registry import family_of
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe, load_recipe
+from stagebeam.storage import Place, is_url, remove_tree
 from stagebeam.tracking import Run, run_id, start_run
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.heldout import open_rows
@@ -136,13 +137,13 @@ def _tell(refused: dict[str, str], console: Console) -> None:
         console.print(f"      {reason}", markup=False, highlight=False)
 
 
-def finished(folder: Path, fingerprint: str, *, fresh: bool) -> TrainSummary | None:
+def finished(folder: Place, fingerprint: str, *, fresh: bool) -> TrainSummary | None:
     """The summary of a finished run of the same settings; None where training is to be done.
 
     Raises ValueError where the folder holds a run of other settings and `fresh` is not set.
     """
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     marker = folder / "settings"
     if marker.exists() and marker.read_text() != fingerprint:
         raise ValueError(f"{folder} holds a run with other settings; use --fresh to replace it.")
@@ -167,11 +168,14 @@ def plan_of(config: TrainConfig, data: DataConfig, seed: int) -> Plan:
     )
 
 
-def ensure_model(model: ModelConfig, shards: Path, seed: int) -> ModelConfig:
+def ensure_model(model: ModelConfig, shards: Place, seed: int) -> ModelConfig:
     """The model by an absolute path (workers run elsewhere), built where it is tiny and absent.
 
     Raises ValueError where nothing is there, or no model of a known family.
     """
+    if is_url(model.path):
+        family_of(model.path, model.family)
+        return model
     path = Path(model.path)
     if model.tiny_layers is not None and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +196,12 @@ def required_train(recipe: Recipe) -> TrainConfig:
     return recipe.train.model_copy(update=update)
 
 
-def _texts(shards: Path) -> Iterator[str]:
+def _tracked_in(output_dir: Place) -> Place:
+    """Of a remote folder a part, as what a tracked run writes is copied there and back."""
+    return output_dir if isinstance(output_dir, Path) else output_dir / "tracking"
+
+
+def _texts(shards: Place) -> Iterator[str]:
     yield from wording()
     for example in iter_examples(shards):
         yield from (message.text for message in example.messages)
@@ -212,20 +221,21 @@ def main(
             open_rows(config.evaluation)
         console = Console()
         if fresh:
-            shutil.rmtree(config.output_dir, ignore_errors=True)
-        run = start_run(
-            loaded.tracking,
-            loaded.name,
-            loaded.model_dump(mode="json"),
-            config.output_dir,
-            job_type="train",
-            run_id=run_id(config.output_dir),
-        )
-        try:
-            with ray_session():
-                summary = train(loaded, run, console)
-        finally:
-            run.finish()
+            remove_tree(config.output_dir)
+        with working_copy(_tracked_in(config.output_dir)) as folder:
+            run = start_run(
+                loaded.tracking,
+                loaded.name,
+                loaded.model_dump(mode="json"),
+                folder,
+                job_type="train",
+                run_id=run_id(folder),
+            )
+            try:
+                with ray_session():
+                    summary = train(loaded, run, console)
+            finally:
+                run.finish()
         console.print(f"{summary.steps} steps, loss {summary.final_loss:.4f}: {summary.model}")
 
     run_job(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ sys.path.append(str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from stagebeam.models.load import Loaded
+    from stagebeam.storage import RemotePath
 
 # Ray would otherwise turn token authentication on or off by what it finds on the machine.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -77,3 +79,22 @@ def loaded(tiny_folder: Path) -> Loaded:
     from stagebeam.models.load import load
 
     return load(str(tiny_folder), "cpu")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of an S3 server."""
+    # imported here: most tests need no server
+    from object_store import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: str) -> Iterator[RemotePath]:
+    """An empty bucket, to which the environment leads this process and those that it starts."""
+    from object_store import new_bucket
+
+    with new_bucket(s3) as made:
+        yield made

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from jobs.benchmarks.mid_size import ROWS_A_STEP, build_mid_size, plan_of, write
 from jobs.cluster import ray_session
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
+from stagebeam.storage import remove_tree
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import EvaluationReport, StepReport
 from stagebeam.training.launch import Job, fit, worker_environment
@@ -150,7 +150,7 @@ def measure(folder: Path, world_size: int, steps: int, pairs: int, console: Cons
         job = job_of(folder, world_size, steps, pair)
         reports = with_ray(job)
         seconds = [report.seconds for report in reports]
-        shutil.rmtree(job.train.output_dir)
+        remove_tree(job.train.output_dir)
         plain = bare(job, folder)
         ratios.append(statistics.mean(seconds) / statistics.mean(plain))
         waits.append(sum(report.data_wait_seconds for report in reports) / sum(seconds))

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from stagebeam.endpoint_config import ServerConfig
 from stagebeam.schema import PositiveInt, Section
 from stagebeam.source_config import Source
+from stagebeam.storage import Place
 
 Kind = Literal["staged", "conversation", "detail", "complex"]
 
@@ -53,7 +54,7 @@ class AnnotateConfig(Section):
     sources: tuple[Source, ...] = Field(
         (), description="Rows whose assistant turns are the standard answers (`staged`)."
     )
-    shards: Path | None = Field(None, description="Prepared shards in place of sources.")
+    shards: Place | None = Field(None, description="Prepared shards in place of sources.")
     captions: Path | None = Field(
         None, description="Jsonl of captions and boxes (the kinds other than `staged`)."
     )

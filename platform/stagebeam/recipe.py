@@ -17,6 +17,7 @@ from stagebeam.gateway_config import ImagesConfig, KeysConfig
 from stagebeam.schema import Method, PositiveInt, Section, Tournament
 from stagebeam.search_config import SearchConfig
 from stagebeam.source_config import HeldOut, Source
+from stagebeam.storage import Place
 from stagebeam.tracking_config import TrackingConfig
 from stagebeam.train_config import TrainConfig
 
@@ -39,7 +40,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Shards to train on, and where they come from."""
 
-    shards: Path = Field(description="Folder of parquet shards with their manifest.")
+    shards: Place = Field(description="Folder of parquet shards with their manifest, or its URL.")
     sources: tuple[Source, ...] = Field((), description="What `prepare` reads.")
     held_out: HeldOut | None = Field(
         None, description="Keep a share of the sources of split `train` out of it."
@@ -345,8 +346,10 @@ class BenchmarkSet(Section):
 class EvaluationConfig(Section):
     """What `evaluate` asks of a served endpoint."""
 
-    output_dir: Path = Field(description="Report, traces and the tracked run go here.")
-    shards: Path = Field(description="Held-out shards.")
+    output_dir: Place = Field(
+        description="Report, traces and the tracked run go here, or to this URL."
+    )
+    shards: Place = Field(description="Held-out shards, or their URL.")
     rows: PositiveInt = Field(256, description="Questions, taken from the start of the shards.")
     candidates: tuple[PositiveInt, ...] = Field((2, 4), description="The N of each method.")
     methods: tuple[

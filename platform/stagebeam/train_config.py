@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from stagebeam.schema import Fraction, PositiveInt, Section
+from stagebeam.storage import Place
 
 Group = Literal["vision", "projector", "cross_attention", "language"]
 
@@ -26,7 +26,7 @@ class LoraConfig(Section):
 class HeldOutEvaluation(Section):
     """Rows that are not trained on, looked at while training goes on."""
 
-    shards: Path | None = Field(
+    shards: Place | None = Field(
         None, description="Folder of shards. None: where `prepare` puts what is not trained on."
     )
     split: str = Field("test", description="Split of those rows.")
@@ -39,7 +39,9 @@ class HeldOutEvaluation(Section):
 class TrainConfig(Section):
     """Full-parameter SFT with DeepSpeed ZeRO under Ray Train."""
 
-    output_dir: Path = Field(description="Checkpoints and the exported model go here.")
+    output_dir: Place = Field(
+        description="Checkpoints and the exported model go here, or to this URL."
+    )
     num_workers: PositiveInt = Field(8, description="Ranks; one process each.")
     min_workers: PositiveInt | None = Field(
         None,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tried import kubernetes, recipe
 
+from stagebeam.cluster.config import Storage
 from stagebeam.cluster.demands import check_paths
 from stagebeam.cluster.sizing import (
     ENCODER_CPUS,
@@ -198,3 +199,14 @@ def test_paths_that_one_node_alone_has_are_named() -> None:
     with pytest.raises(ValueError, match=r"do not: serve\.generator\.model runs/a/model\.$"):
         check_paths("serve", local, CLUSTER.storage)
     check_paths("train", recipe(), CLUSTER.storage)
+
+
+def test_urls_that_the_cluster_does_not_name_are_told_like_paths() -> None:
+    storage = Storage(urls=("s3://bucket/runs",))
+    train = {"output_dir": "s3://bucket/runs/a", "num_workers": 1, "global_batch_size": 1}
+    model = {"path": "org/name"}
+    held = recipe(model=model, data={"shards": "s3://bucket/runs/shards"}, train=train)
+    check_paths("train", held, storage)
+    other = recipe(model=model, data={"shards": "s3://other/shards"}, train=train)
+    with pytest.raises(ValueError, match=r"do not: data\.shards s3://other/shards\.$"):
+        check_paths("train", other, storage)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from stagebeam.cluster.config import Storage
 from stagebeam.cluster.sizing import Work, engines
 from stagebeam.recipe import Recipe
+from stagebeam.storage import RemotePath
 
 WANDB_KEY = "WANDB_API_KEY"  # as `stagebeam.tracking` reads it
 _TRACKED: tuple[Work, ...] = ("train", "evaluate")
@@ -59,7 +60,7 @@ def check_paths(work: Work, recipe: Recipe, storage: Storage) -> None:
 
 def _paths(value: object, name: str) -> Iterator[tuple[str, str]]:
     """Paths and model folders below a section, by their dotted names."""
-    if isinstance(value, Path):
+    if isinstance(value, Path | RemotePath):
         yield name, str(value)
     elif isinstance(value, BaseModel):
         for field in type(value).model_fields:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from stagebeam.recipe import Recipe
+from stagebeam.storage import Place
 
 TRAIN_SPLIT = "train"
 
@@ -15,7 +15,7 @@ TRAIN_SPLIT = "train"
 class Layout:
     """The folders that get shards; rows of the split `train` go to `folders[train]`."""
 
-    folders: tuple[Path, ...]
+    folders: tuple[Place, ...]
     train: int = 0
     others: int = 0
 

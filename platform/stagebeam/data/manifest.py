@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stagebeam.recipe import describe
+from stagebeam.storage import Place, place_of, sizes, write_whole
 
 NAME = "manifest.json"
 REFUSED = "refused.jsonl"  # the refused rows themselves, beside it
@@ -71,12 +70,13 @@ class Manifest(_Entry):
         return self
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_manifest(folder: str | Place) -> Manifest:
     """The manifest of a folder of shards, all of which are there and as long as it says.
 
     Raises ValueError with one sentence if the folder is not a complete set of shards.
     """
-    path = Path(folder) / NAME
+    folder = place_of(folder)
+    path = folder / NAME
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -85,23 +85,16 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ValueError(f"Cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
         raise ValueError(f"The manifest {path} is damaged: {describe(error)}.") from None
+    there = sizes(folder)
     for shard in manifest.shards:
-        file = Path(folder) / shard.file
-        if not file.is_file():
+        file, size = folder / shard.file, there.get(shard.file)
+        if size is None:
             raise ValueError(f"The shard {file} that the manifest names is missing.")
-        if file.stat().st_size != shard.bytes:
-            raise ValueError(
-                f"The shard {file} has {file.stat().st_size} bytes, the manifest says "
-                f"{shard.bytes}."
-            )
+        if size != shard.bytes:
+            raise ValueError(f"The shard {file} has {size} bytes, the manifest says {shard.bytes}.")
     return manifest
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: Manifest, folder: Place) -> None:
     """Write it in one step: a reader finds the whole of it or none."""
-    partial = folder / f".{NAME}.partial"
-    try:
-        partial.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(folder / NAME, (manifest.model_dump_json(indent=1) + "\n").encode())

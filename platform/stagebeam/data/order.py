@@ -11,13 +11,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stagebeam.data.manifest import read_manifest
+from stagebeam.storage import Place, open_parquet, place_of
 
 # What an image counts beside text, in bytes: about the tokens that one adds where a model reads it
 # in its sequence (LLaVA-1.5: 576 of some four bytes). It also keeps rows of equally many images
@@ -57,7 +56,7 @@ def _copies(weight: float, rows: int) -> int:
     return int(weight) * rows + round((weight - int(weight)) * rows)
 
 
-def read_rows(shards: str | Path, split: str, weights: Mapping[str, float]) -> Rows:
+def read_rows(shards: str | Place, split: str, weights: Mapping[str, float]) -> Rows:
     """Sizes and weights of the rows of one split, in the order in which `ShardReader` counts them.
 
     A row's weight is that of the longest name in `weights` which its `source` is or begins with
@@ -68,7 +67,7 @@ def read_rows(shards: str | Path, split: str, weights: Mapping[str, float]) -> R
     sizes: list[np.ndarray] = []
     sources: list[np.ndarray] = []
     for shard in read_manifest(shards).shards:
-        with pq.ParquetFile(Path(shards) / shard.file) as file:
+        with open_parquet(place_of(shards) / shard.file) as file:
             table = file.read(_COLUMNS)
         table = table.filter(pc.equal(table["split"], split))
         texts = pc.list_flatten(table["conversations"])

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,8 +25,8 @@ from stagebeam.data.refusal import Refused
 from stagebeam.data.shards import SCHEMA, to_row
 from stagebeam.recipe import DataConfig
 from stagebeam.records import Example
+from stagebeam.storage import Place, open_parquet, put, scratch_for
 
-TEMPORARY = ".tmp"
 # A row group is what reading one row costs, so it ends at whichever comes first.
 _GROUP_ROWS = 128
 _GROUP_BYTES = 1 << 20
@@ -95,29 +92,14 @@ class Mark:
         return cls(_parts(table.schema), table)
 
 
-def look(path: Path) -> tuple[tuple[Part, ...], int]:
+def look(path: Place) -> tuple[tuple[Part, ...], int]:
     """The parts of a mark in a file and its number of rows, without reading these."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         return _parts(file.schema_arrow), file.metadata.num_rows
 
 
 def _parts(schema: pa.Schema) -> tuple[Part, ...]:
     return tuple(Part(**part) for part in json.loads(schema.metadata[_PARTS_KEY]))
-
-
-def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file in one step: a reader finds the whole of it or none."""
-    temporary = _temporary(path)
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    """No two attempts at a file share one: an attempt that counts as lost may still be writing."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
 
 
 class PartFile:
@@ -126,10 +108,10 @@ class PartFile:
     It gets its name when it is closed, and nothing is left of it if an error comes first.
     """
 
-    def __init__(self, path: Path, folder: int) -> None:
+    def __init__(self, path: Place, folder: int) -> None:
         self.rows = 0
         self._path, self._folder = path, folder
-        self._temporary = _temporary(path)
+        self._temporary = scratch_for(path)
         self._writer = pq.ParquetWriter(
             self._temporary,
             SCHEMA,
@@ -167,7 +149,7 @@ class PartFile:
         with self._temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = self._temporary.stat().st_size
-        os.replace(self._temporary, self._path)
+        put(self._temporary, self._path)
         return Part(self._folder, self._path.name, self.rows, size, sha256)
 
     def discard(self) -> None:
@@ -189,7 +171,7 @@ class Writer:
         split: str,
         config: DataConfig,
         layout: Layout,
-        places: Sequence[Path] | None,
+        places: Sequence[Place] | None,
     ) -> None:
         self._number, self._config, self._layout, self._places = number, config, layout, places
         self._home = layout.folder(split)  # where refusals are told

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from stagebeam.storage import Place, open_parquets
 
 CACHE_BYTES = 128 << 20
 
@@ -19,9 +20,9 @@ class RowGroups:
     """Reads a row group at a time and keeps those used last, up to `cache_bytes` of them and at
     least one."""
 
-    def __init__(self, files: Sequence[Path], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, files: Sequence[Place], cache_bytes: int = CACHE_BYTES) -> None:
         # Read ahead and in threads, a row group of a megabyte takes twice as long.
-        self._files = [pq.ParquetFile(f, memory_map=True, pre_buffer=False) for f in files]
+        self._files = open_parquets(files, memory_map=True, pre_buffer=False)
         self.groups = [(f, g) for f in self._files for g in range(f.num_row_groups)]
         sizes = [f.metadata.row_group(g).num_rows for f, g in self.groups]
         self._starts = np.array([0, *accumulate(sizes)])  # of each group, and the end of all
@@ -32,8 +33,9 @@ class RowGroups:
         return int(self._starts[-1])
 
     def column(self, name: str) -> np.ndarray:
-        """A column over all rows; there must be a file."""
-        return np.concatenate([f.read([name])[name].to_numpy() for f in self._files])
+        """A column of text over all rows; there must be a file. A row group in which all rows have
+        the same is not read: its statistics say so."""
+        return np.concatenate([_values(f, g, name) for f, g in self.groups])
 
     def row(self, number: int) -> dict[str, Any]:
         """The row, counted over all files in their order."""
@@ -51,3 +53,13 @@ class RowGroups:
                 self._bytes -= self.kept.popitem(last=False)[1].nbytes
         self.kept.move_to_end(group)
         return self.kept[group]
+
+
+def _values(file: pq.ParquetFile, group: int, name: str) -> np.ndarray:
+    about = file.metadata.row_group(group)
+    columns = (about.column(number) for number in range(about.num_columns))
+    said = next(column.statistics for column in columns if column.path_in_schema == name)
+    if said is not None and said.has_min_max and not said.null_count and said.min == said.max:
+        return np.full(about.num_rows, said.min, dtype=object)
+    column: np.ndarray = file.read_row_group(group, [name])[name].to_numpy()
+    return column

@@ -10,13 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from stagebeam.data.manifest import Manifest, Refusal, Shard
 from stagebeam.data.parts import Mark, Part, PartFile
+from stagebeam.storage import Place, open_parquet
 
 Tell = Callable[[int, dict[str, str]], None]
 
@@ -119,11 +117,11 @@ def _free_name(row: dict[str, Any], names: set[str]) -> str:
     return next(other for n in count(2) if (other := f"{name}~{n}") not in names)
 
 
-def edit(place: Path, part: Part, edits: Edits) -> Part:
+def edit(place: Place, part: Part, edits: Edits) -> Part:
     """Write the part again without the rows dropped and with the names given."""
     path = place / part.file
     copy = path.with_name(f"edited-{part.file}")
-    with pq.ParquetFile(path) as old, PartFile(copy, part.folder) as new:
+    with open_parquet(path) as old, PartFile(copy, part.folder) as new:
         number = 0
         for group in range(old.num_row_groups):
             for row in old.read_row_group(group).to_pylist():

@@ -7,16 +7,15 @@ A row holds an `Example` whole, images as the encoded bytes that came. The files
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stagebeam.data.manifest import read_manifest
 from stagebeam.data.row_groups import CACHE_BYTES, RowGroups
 from stagebeam.records import Example, Image, Message
+from stagebeam.storage import Place, open_parquet, place_of
 
 SCHEMA = pa.schema(
     [
@@ -34,11 +33,11 @@ SCHEMA = pa.schema(
 )
 
 
-def iter_examples(folder: str | Path) -> Iterator[Example]:
+def iter_examples(folder: str | Place) -> Iterator[Example]:
     """All examples of a folder in order, a row group in memory at a time; ValueError as
     `read_manifest` raises it."""
     for shard in read_manifest(folder).shards:
-        with pq.ParquetFile(Path(folder) / shard.file) as file:
+        with open_parquet(place_of(folder) / shard.file) as file:
             for group in range(file.num_row_groups):
                 for row in file.read_row_group(group).to_pylist():
                     yield to_example(row)
@@ -52,9 +51,9 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: str | Path, split: str | None = None, cache_bytes: int = CACHE_BYTES
+        self, folder: str | Place, split: str | None = None, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        files = [Path(folder) / shard.file for shard in read_manifest(folder).shards]
+        files = [place_of(folder) / shard.file for shard in read_manifest(folder).shards]
         self.row_groups = RowGroups(files, cache_bytes)
         self._numbers = np.arange(len(self.row_groups))
         if split is not None:

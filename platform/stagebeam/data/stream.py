@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.parcel import Arrays, MicroBatch, Parcel, pack, unpack
 from stagebeam.data.shards import ShardReader
 from stagebeam.records import Example
+from stagebeam.storage import Place, place_of
 
 Encode = Callable[[list[Example]], tuple[Arrays, dict[str, str]]]
 
@@ -78,7 +78,7 @@ def _options(world_size: int) -> ray.data.ExecutionOptions:
 
 
 def training_dataset(
-    shards: str | Path, plan: Plan, start_step: int, encode: Encode, encoders: int
+    shards: str | Place, plan: Plan, start_step: int, encode: Encode, encoders: int
 ) -> ray.data.Dataset:
     """The micro-batches of steps `start_step` to the plan's last, for `worker_batches`.
 
@@ -88,7 +88,7 @@ def training_dataset(
 
     Raises ValueError if the shards are not those of the plan, or no step is left.
     """
-    shards = Path(shards).absolute()
+    shards = place_of(shards).absolute()
     rows = len(ShardReader(shards, TRAIN_SPLIT))
     planned = plan.rows if isinstance(plan.rows, int) else len(plan.rows)
     if rows != planned:
@@ -147,7 +147,7 @@ class _Encoder:
     number of CPUs: each new one loads torch and transformers again, seconds of a core.
     """
 
-    def __init__(self, shards: Path, plan: Plan, encode: Encode) -> None:
+    def __init__(self, shards: Place, plan: Plan, encode: Encode) -> None:
         keep_freed_memory()
         self._reader, self._plan, self._encode = ShardReader(shards, TRAIN_SPLIT), plan, encode
 

@@ -7,19 +7,24 @@ may be the last before a kill: the next run does those that are missing.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stagebeam.data import manifest as manifests
 from stagebeam.data.manifest import Manifest
-from stagebeam.data.parts import TEMPORARY, Mark, look, write_bytes
+from stagebeam.data.parts import Mark, look
+from stagebeam.storage import (
+    TEMPORARY,
+    Place,
+    move_files,
+    remove_tree,
+    sizes,
+    write_whole,
+)
 
 PARTIAL = ".partial"
 _PLAN = "plan.json"
@@ -47,10 +52,10 @@ class Work:
     """The unfinished shards of one origin; the folders are absolute, for workers elsewhere."""
 
     origin: str
-    folders: tuple[Path, ...]
+    folders: tuple[Place, ...]
 
     @property
-    def places(self) -> tuple[Path, ...]:
+    def places(self) -> tuple[Place, ...]:
         """Where the unfinished files of each folder lie."""
         return tuple(folder / PARTIAL / self.origin for folder in self.folders)
 
@@ -67,7 +72,7 @@ class Work:
             place.mkdir(parents=True, exist_ok=True)
             for left in place.parent.iterdir():
                 if left != place:
-                    shutil.rmtree(left)
+                    remove_tree(left)
             for left in place.glob(f"*{TEMPORARY}"):
                 left.unlink()
         try:
@@ -81,25 +86,33 @@ class Work:
             raise
 
     def write_mark(self, number: int, mark: Mark) -> None:
-        write_bytes(mark.to_bytes(), self._mark_path(number))
+        write_whole(self._mark_path(number), mark.to_bytes())
 
     def read_mark(self, number: int) -> Mark:
         return Mark.from_bytes(self._mark_path(number).read_bytes())
 
-    def rows_done(self, number: int) -> int | None:
-        """Rows read of a stretch that is done, None if it has to be done (again)."""
-        try:
-            parts, rows = look(self._mark_path(number))
-        except (OSError, pa.ArrowException):  # none, or damaged with its machine
-            return None
-        whole = all(_size(self.places[p.folder] / p.file) == p.bytes for p in parts)
-        return rows if whole else None
+    def done(self, stretches: int) -> dict[int, int]:
+        """Of each stretch that is done, the rows that were read of it; the others have to be done
+        (again)."""
+        there = [sizes(place) for place in self.places]
+        found: dict[int, int] = {}
+        for number in range(stretches):
+            path = self._mark_path(number)
+            if path.name not in there[0]:
+                continue
+            try:
+                parts, rows = look(path)
+            except (OSError, pa.ArrowException):  # damaged with its machine
+                continue
+            if all(there[part.folder].get(part.file) == part.bytes for part in parts):
+                found[number] = rows
+        return found
 
-    def _mark_path(self, number: int) -> Path:
+    def _mark_path(self, number: int) -> Place:
         return self.places[0] / f"mark-{number:05d}.parquet"
 
     def save_plan(self, plan: Plan) -> None:
-        write_bytes(plan.model_dump_json().encode(), self.places[0] / _PLAN)
+        write_whole(self.places[0] / _PLAN, plan.model_dump_json().encode())
 
     def plan(self) -> Plan | None:
         """The plan of a run that was killed after it had saved it."""
@@ -108,8 +121,9 @@ class Work:
         except (FileNotFoundError, ValidationError):
             return None
         for folder, place, planned in zip(self.folders, self.places, plan.folders, strict=True):
+            made, moved = sizes(place), sizes(folder)
             for part, shard in zip(planned.parts, planned.manifest.shards, strict=True):
-                if shard.bytes not in (_size(place / part), _size(folder / shard.file)):
+                if shard.bytes not in (made.get(part), moved.get(shard.file)):
                     return None  # someone has removed files since
         return plan
 
@@ -124,31 +138,22 @@ class Work:
     def remove(self) -> None:
         """Remove the unfinished files, the marks last."""
         for place in reversed(self.places):
-            shutil.rmtree(place, ignore_errors=True)
+            remove_tree(place)
             with suppress(OSError):
                 place.parent.rmdir()
 
 
-def _move(planned: FolderPlan, place: Path, folder: Path) -> None:
+def _move(planned: FolderPlan, place: Place, folder: Place) -> None:
     """While the folder has no manifest it counts as unfinished."""
     (folder / manifests.NAME).unlink(missing_ok=True)
     shards = [shard.file for shard in planned.manifest.shards]
-    for part, shard in zip(planned.parts, shards, strict=True):
-        with suppress(FileNotFoundError):  # moved before a kill
-            os.replace(place / part, folder / shard)
+    names = zip(planned.parts, shards, strict=True)
+    move_files([(place / part, folder / shard) for part, shard in names])
     for old in folder.glob("part-*.parquet"):
         if old.name not in shards:
             old.unlink()
     if planned.manifest.refused:
-        with suppress(FileNotFoundError):
-            os.replace(place / manifests.REFUSED, folder / manifests.REFUSED)
+        move_files([(place / manifests.REFUSED, folder / manifests.REFUSED)])
     else:
         (folder / manifests.REFUSED).unlink(missing_ok=True)
     manifests.write_manifest(planned.manifest, folder)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from stagebeam.data import manifest as manifests
 from stagebeam.data.layout import TRAIN_SPLIT, Layout
@@ -18,10 +17,11 @@ from stagebeam.data.sources import fingerprint
 from stagebeam.data.work import FolderPlan, Plan, Work
 from stagebeam.recipe import DataConfig
 from stagebeam.records import Example
+from stagebeam.storage import Place, place_of, put, scratch_for
 
 _FORM = "2"  # another number where the same sources and settings make other shards than before
 
-EditAll = Callable[[Sequence[tuple[Path, Part, Edits]]], Iterable[tuple[Part, Part]]]
+EditAll = Callable[[Sequence[tuple[Place, Part, Edits]]], Iterable[tuple[Part, Part]]]
 
 
 def origin(config: DataConfig, layout: Layout) -> str:
@@ -42,7 +42,7 @@ def work_for(config: DataConfig, layout: Layout) -> Work:
     return Work(origin(config, layout), tuple(folder.absolute() for folder in layout.folders))
 
 
-def finished(folder: Path, wanted: str) -> Manifest | None:
+def finished(folder: Place, wanted: str) -> Manifest | None:
     """The manifest, if the folder already holds the shards of this origin.
 
     Raises ValueError if it holds complete shards of another origin.
@@ -59,7 +59,7 @@ def finished(folder: Path, wanted: str) -> Manifest | None:
 
 
 def write_shards(
-    rows: Iterable[Example | Refused], folder: str | Path, config: DataConfig
+    rows: Iterable[Example | Refused], folder: str | Place, config: DataConfig
 ) -> Manifest:
     """Write examples, already checked, as shards of `config.rows_per_shard` rows and a manifest.
 
@@ -69,7 +69,7 @@ def write_shards(
 
     Raises ValueError if a source of `config` is not there, and if no row can be used.
     """
-    layout = Layout((Path(folder),))
+    layout = Layout((place_of(folder),))
     work = work_for(config, layout)
     with work.opened():
         with Writer(0, TRAIN_SPLIT, config, layout, work.places) as writer:
@@ -87,11 +87,12 @@ def conclude(work: Work, marks: Iterable[tuple[Stretch, Mark]], edit_all: EditAl
 
     Raises ValueError, and leaves nothing, if a folder would have no row.
     """
+    refused = [place / manifests.REFUSED for place in work.places]
+    scratches = [scratch_for(path) for path in refused]
     with ExitStack() as stack:
-        files = [
-            stack.enter_context((place / manifests.REFUSED).open("w", encoding="utf-8"))
-            for place in work.places
-        ]
+        for scratch in scratches:
+            stack.callback(scratch.unlink, missing_ok=True)
+        files = [stack.enter_context(s.open("w", encoding="utf-8")) for s in scratches]
         tallies = settle(
             marks,
             len(work.folders),
@@ -99,6 +100,9 @@ def conclude(work: Work, marks: Iterable[tuple[Stretch, Mark]], edit_all: EditAl
                 json.dumps(record, ensure_ascii=False), file=files[folder]
             ),
         )
+        for file, scratch, path in zip(files, scratches, refused, strict=True):
+            file.close()
+            put(scratch, path)
     for folder, tally in zip(work.folders, tallies, strict=True):
         if not tally.sources:
             work.remove()
@@ -124,13 +128,13 @@ def _planned(origin: str, tally: Tally, edited: dict[tuple[int, str], Part]) -> 
     return FolderPlan(parts=tuple(p.file for p in parts), manifest=tally.manifest(origin, shards))
 
 
-def _nothing(folder: Path, tally: Tally) -> str:
+def _nothing(folder: Place, tally: Tally) -> str:
     if not tally.read:
         return f"Nothing for {folder}: no row of the sources falls to it."
     reason = tally.refused[0].reason
     return f"Nothing for {folder}: none of {tally.read} rows is usable; the first refusal: {reason}"
 
 
-def _edit_here(todo: Sequence[tuple[Path, Part, Edits]]) -> Iterator[tuple[Part, Part]]:
+def _edit_here(todo: Sequence[tuple[Place, Part, Edits]]) -> Iterator[tuple[Part, Part]]:
     for place, part, edits in todo:
         yield part, edit(place, part, edits)

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from stagebeam.inference.together import at_once, gathered
 from stagebeam.inference.types import Candidate, FinishReason, GenerateRequest, Usage
+from stagebeam.local_copy import fetched
 from stagebeam.models.encoder import picture_of
 from stagebeam.models.load import fingerprint
 from stagebeam.models.registry import family_of
@@ -35,6 +36,7 @@ class VllmEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         """Raises ValueError where vLLM is not installed or has no such model."""
+        config = config.model_copy(update={"model": fetched(config.model)})
         family = family_of(config.model)
         if family.name == "mllama":
             raise ValueError(f"vLLM does not run Mllama ({config.model}); use engine transformers.")

@@ -23,6 +23,7 @@ from PIL import Image as PilImage
 from PIL import ImageOps
 from transformers import AutoProcessor
 
+from stagebeam.local_copy import fetched
 from stagebeam.models.spelling import Spelling
 from stagebeam.records import IMAGE_FORMATS, Example, Message
 
@@ -102,7 +103,7 @@ class RowEncoder(ABC):
 
     @cached_property
     def processor(self) -> Any:
-        return AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
+        return AutoProcessor.from_pretrained(fetched(self.path), trust_remote_code=False)
 
     @property
     def tokenizer(self) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from stagebeam.local_copy import fetched
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
 from stagebeam.models.registry import family_of
@@ -46,9 +47,10 @@ def open_weights(path: str, dtype: torch.dtype | str) -> Any:
 
     Raises ValueError where there are no such weights, or where they do not fit.
     """
+    folder = fetched(path)
     try:
         opened: Any = AutoModelForImageTextToText.from_pretrained(
-            path,
+            folder,
             dtype=dtype,
             output_loading_info=True,
             use_safetensors=True,
@@ -74,7 +76,7 @@ def fingerprint(path: str) -> str:
 
     Weight files of more than 64 MB are represented by their size and first and last megabyte.
     """
-    folder = Path(path)
+    folder = Path(fetched(path))
     if not folder.is_dir():
         return path
     digest = hashlib.sha256()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from stagebeam.local_copy import fetched
 from stagebeam.models.families import llava, llava_next, mllama, qwen_vl
 from stagebeam.models.family import Family
 
@@ -18,15 +19,16 @@ _TOWERS = {"llava": "clip_vision_model", "llava_next": "clip_vision_model"}
 
 
 def family_of(path: str, expected: str | None = None) -> Family:
-    """The family of the model at `path`, a folder or a hub name.
+    """The family of the model at `path`, a folder, a URL or a hub name.
 
     Raises ValueError where there is no model, one of no known family or with another vision tower,
     or not of the `expected`.
     """
     if not Path(path).exists() and path.startswith(("/", ".", "runs/")):
         raise ValueError(f"There is no model folder at {path}.")
+    folder = fetched(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a model folder: {str(error).splitlines()[0]}") from None
     name = config.model_type

@@ -14,6 +14,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stagebeam.storage import Place
+
 SCHEMA_VERSION: Final = 2
 READABLE = (1, SCHEMA_VERSION)
 
@@ -153,7 +155,7 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> int:
     return count
 
 
-def read_traces(path: Path) -> Iterator[Trace]:
+def read_traces(path: Place) -> Iterator[Trace]:
     """Read a trace file, of this version or an earlier one.
 
     Raises ValueError with one sentence where there is no file, and for the line that is no trace,

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -30,6 +29,7 @@ from stagebeam.models.load import check_loading
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import Recipe, describe
 from stagebeam.records import Message
+from stagebeam.storage import Place, is_url, open_parquet
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.memory import zero_config
 from stagebeam.training.outline import Outline, local_folder, outline
@@ -114,11 +114,12 @@ def check_recipe(recipe: Recipe, train: TrainConfig, plan_of: PlanOf, rows: int 
     return Checked(tuple(checks.made), sample)
 
 
-def _shards(folder: Path) -> tuple[Manifest, str]:
+def _shards(folder: Place) -> tuple[Manifest, str]:
     manifest = read_manifest(folder)
     for shard in manifest.shards:
         try:
-            found = pq.read_metadata(folder / shard.file).num_rows
+            with open_parquet(folder / shard.file) as file:
+                found = file.metadata.num_rows
         except (OSError, pa.ArrowInvalid):
             raise ValueError(f"The shard {folder / shard.file} is no parquet file.") from None
         if found != shard.rows:
@@ -149,7 +150,7 @@ def _plan(plan_of: PlanOf) -> tuple[Plan, str]:
 
 def _model(recipe: Recipe) -> tuple[str | None, str]:
     model = recipe.model
-    if model.tiny_layers is not None and not Path(model.path).exists():
+    if model.tiny_layers is not None and not (is_url(model.path) or Path(model.path).exists()):
         return None, f"None at {model.path} yet: training will build a tiny one."
     folder = local_folder(model.path)
     family = family_of(folder, model.family)
@@ -267,7 +268,7 @@ def _processes(train: TrainConfig) -> tuple[float, str]:
     )
 
 
-def _held_out(recipe: Recipe, train: TrainConfig) -> Iterator[tuple[str, Path, str | None]]:
+def _held_out(recipe: Recipe, train: TrainConfig) -> Iterator[tuple[str, Place, str | None]]:
     """Name, folder and split (None: any) of the rows that must not be trained on."""
     if train.evaluation is not None and train.evaluation.shards is not None:
         yield "held-out rows", train.evaluation.shards, train.evaluation.split
@@ -275,7 +276,7 @@ def _held_out(recipe: Recipe, train: TrainConfig) -> Iterator[tuple[str, Path, s
         yield "evaluation", recipe.evaluation.shards, None
 
 
-def _held_rows(shards: Path, split: str | None) -> tuple[int, str]:
+def _held_rows(shards: Place, split: str | None) -> tuple[int, str]:
     manifest = read_manifest(shards)
     count = manifest.rows if split is None else manifest.splits.get(split, 0)
     if not count:
@@ -283,7 +284,7 @@ def _held_rows(shards: Path, split: str | None) -> tuple[int, str]:
     return count, f"{count:,} rows{f' of the split {split}' if split else ''} in {shards}."
 
 
-def _apart(training: Path, held_out: Path, split: str | None) -> tuple[int, str]:
+def _apart(training: Place, held_out: Place, split: str | None) -> tuple[int, str]:
     """No id is in both, nor an image by its source and path. The images' bytes are not read."""
     (ids, images), (trained, seen) = _marks(held_out, split), _marks(training, TRAIN_SPLIT)
     if both := ids & trained:
@@ -293,11 +294,11 @@ def _apart(training: Path, held_out: Path, split: str | None) -> tuple[int, str]
     return len(ids), f"None of {len(ids):,} ids and {len(images):,} image paths is trained on."
 
 
-def _marks(shards: Path, split: str | None) -> tuple[set[str], set[str]]:
+def _marks(shards: Place, split: str | None) -> tuple[set[str], set[str]]:
     ids: set[str] = set()
     images: set[str] = set()
     for shard in read_manifest(shards).shards:
-        with pq.ParquetFile(shards / shard.file) as file:
+        with open_parquet(shards / shard.file) as file:
             table = file.read(_COLUMNS)
         if split is not None:
             table = table.filter(pc.equal(table["split"], split))

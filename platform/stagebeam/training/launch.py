@@ -32,6 +32,7 @@ from stagebeam.models.family import Family
 from stagebeam.models.registry import family_of
 from stagebeam.recipe import ModelConfig
 from stagebeam.records import Example
+from stagebeam.storage import Place, RemotePath, filled
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.checkpoint import (
     checkpoint_name,
@@ -96,11 +97,16 @@ class Job:
         assert self.train.output_dir.is_absolute(), "workers run in folders of their own"
 
     @property
-    def storage(self) -> Path:
+    def storage(self) -> Place:
         return self.train.output_dir / "checkpoints"
 
     @property
-    def export_folder(self) -> Path:
+    def run_folder(self) -> Place:
+        """Ray Train's, with a folder for each checkpoint."""
+        return self.storage / self.name
+
+    @property
+    def export_folder(self) -> Place:
         return self.train.output_dir / "model"
 
     def at(self, world_size: int) -> Self:
@@ -128,8 +134,7 @@ def fit(job: Job, on_report: Progress) -> dict[str, str]:
     read its rows in another order, FloatingPointError with the ids of rows if a loss or gradient
     is not finite, and RuntimeError with the worker's reason if training fails otherwise.
     """
-    run_folder = job.storage / job.name
-    plan = job.task.plan
+    run_folder, plan = job.run_folder, job.task.plan
     start_step(plan, run_folder)
     remove_uncommitted(run_folder)
     actor: Any = ray.remote(Board)
@@ -185,12 +190,18 @@ def _run_config(job: Job) -> RunConfig:
         kept = {"num_to_keep": 1, **order}
     options: dict[str, Any] = {
         "name": job.name,
-        "storage_path": str(job.storage),
+        **_storage(job.storage),
         "failure_config": FailureConfig(max_failures=job.train.max_failures),
         "checkpoint_config": CheckpointConfig(**kept),
         "worker_runtime_env": {"env_vars": worker_environment(job)},
     }
     return RunConfig(**options)
+
+
+def _storage(place: Place) -> dict[str, Any]:
+    if isinstance(place, RemotePath):
+        return {"storage_path": place.path, "storage_filesystem": place.filesystem}
+    return {"storage_path": str(place)}
 
 
 def worker_environment(job: Job) -> dict[str, str]:
@@ -207,7 +218,7 @@ def _work(config: dict[str, Any]) -> None:
     a restart."""
     context = ray.train.get_context()
     job, board = config["job"].at(context.get_world_size()), config["board"]
-    reporter = RayReporter(board, context.get_world_rank(), job.task.plan)
+    reporter = RayReporter(board, context.get_world_rank(), job.task.plan, job.run_folder)
     try:
         _train(job, board, reporter)
     except FloatingPointError as error:
@@ -257,8 +268,9 @@ def _train(job: Job, board: Any, reporter: RayReporter) -> None:
 class RayReporter:
     """Sends reports to the board and checkpoints to Ray Train."""
 
-    def __init__(self, board: Any, rank: int, plan: Plan) -> None:
+    def __init__(self, board: Any, rank: int, plan: Plan, run_folder: Place) -> None:
         self._board, self._rank, self._plan = board, rank, plan
+        self._run_folder = run_folder
         self._attempt = uuid.uuid4().hex[:6]  # Ray takes rank 0's
         self._pending: list[Report] = []
         self._written = threading.Event()
@@ -298,16 +310,16 @@ class RayReporter:
 
         def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             try:
-                # Straight to where it stays, on storage that every node mounts.
-                folder = Path(storage.build_checkpoint_path_from_name(name))
-                folder.mkdir(parents=True, exist_ok=True)
-                write(folder)
-                if self._rank == 0:
-                    write_ledger(Ledger.after(self._plan, step), folder)
+                # Straight to where it stays, where that is storage that every node mounts.
+                with filled(self._run_folder / name) as folder:
+                    write(folder)
+                    if self._rank == 0:
+                        write_ledger(Ledger.after(self._plan, step), folder)
             finally:
                 self._written.set()
             self._wait_until_told(added)
-            return ray.train.Checkpoint(str(folder), storage.storage_filesystem)
+            place = storage.build_checkpoint_path_from_name(name)
+            return ray.train.Checkpoint(place, storage.storage_filesystem)
 
         # Without a number Ray 2.60 takes a checkpoint for the best of all.
         score = sys.float_info.max if loss is None else loss

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from stagebeam.models.encoder import Arrays
 from stagebeam.models.family import Tensors, on_device
 from stagebeam.models.flops import Flops
+from stagebeam.storage import Place
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.contracts import Objective, Reporter, Step, StepReport
 from stagebeam.training.heldout import HeldOut
@@ -76,7 +77,7 @@ class Course:
     seed: int = 0
     flops: Callable[[Arrays], Flops] = lambda arrays: Flops()  # forward, of a micro-batch
     held_out: HeldOut | None = None
-    profile_folder: Path | None = None
+    profile_folder: Place | None = None
 
 
 def run_steps(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import cached_file
 
+from stagebeam.local_copy import fetched
 from stagebeam.models.family import Family
 from stagebeam.models.recompute import make_recomputable
 from stagebeam.models.registry import family_of
@@ -58,10 +59,11 @@ class Outline:
 
 
 def local_folder(path: str) -> str:
-    """The model folder at `path`, or the downloaded one of that hub name.
+    """The model folder at `path`, the copy of one at a URL, or the downloaded one of that hub name.
 
-    Raises ValueError where neither is on this disk; nothing is downloaded.
+    Raises ValueError where there is none; of a hub name nothing is downloaded.
     """
+    path = fetched(path)
     if Path(path).is_dir():
         return path
     if path.startswith(("/", ".", "runs/")):

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from stagebeam.storage import Place, filled
+
 _WAIT = 10  # steps until the first one that is recorded: caches fill and kernels are chosen
 
 
 @contextmanager
-def profiled(folder: Path | None, steps: int) -> Iterator[Callable[[], None]]:
+def profiled(folder: Place | None, steps: int) -> Iterator[Callable[[], None]]:
     """Gives what is to be called after each step. Writes `trace.json.gz` to `folder` once the
     steps after the tenth are recorded; does nothing without a folder."""
     if folder is None or not steps:
         yield lambda: None
         return
-    folder.mkdir(parents=True, exist_ok=True)
 
     def write(recorded: Any) -> None:
-        recorded.export_chrome_trace(str(folder / "trace.json.gz"))
+        with filled(folder) as local:
+            recorded.export_chrome_trace(str(local / "trace.json.gz"))
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():

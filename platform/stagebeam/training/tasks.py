@@ -12,6 +12,7 @@ from stagebeam.data.ledger import Plan
 from stagebeam.data.stream import Encode, training_dataset, worker_batches
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.family import Family
+from stagebeam.storage import Place
 from stagebeam.training.answers import AnswerEncoder, Form, Reworder
 from stagebeam.training.contracts import Objective, OnRefused, Step
 from stagebeam.training.objectives import Preference, Supervised
@@ -22,7 +23,7 @@ from stagebeam.training.preference import PreferenceEncoder
 class SupervisedTask:
     """Answers of the shards, in the order that the plan's seed gives."""
 
-    shards: Path
+    shards: Place
     plan: Plan
     encoder: RowEncoder
     answers: Form = "stages"

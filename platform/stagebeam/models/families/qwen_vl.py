@@ -30,6 +30,7 @@ from PIL import Image as PilImage
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from stagebeam.local_copy import fetched
 from stagebeam.models.encoder import Arrays, EncodedRow, RowEncoder
 from stagebeam.models.family import Family, Normalisation, Tensors
 from stagebeam.models.flops import Flops, decoder, linear, mlp, self_attention
@@ -73,7 +74,7 @@ class QwenEncoder(RowEncoder):
 
     @cached_property
     def processor(self) -> StillProcessor:
-        return StillProcessor.from_pretrained(self.path)
+        return StillProcessor.from_pretrained(fetched(self.path))
 
     def pixels(self, picture: PilImage.Image) -> Arrays:
         """`pixel_values` uint8 [patches, C * pixels of a patch] and `image_grid_thw` [3], patches
