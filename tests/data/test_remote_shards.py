@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from object_store import names
 
+from stagebeam import storage
+from stagebeam.data import work as work_module
 from stagebeam.data.ledger import Plan
 from stagebeam.data.manifest import read_manifest
 from stagebeam.data.order import read_rows
@@ -83,6 +87,60 @@ def test_shards_that_a_kill_left_half_moved_have_no_manifest_and_are_finished_by
     assert plan is not None
     work.finish(plan)
     assert contents(folder) == contents(shards)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_break_at_any_change_of_the_store_shows_nothing_half_and_is_made_good(
+    bucket: RemotePath,
+    shards: Path,
+    rows: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    after: bool,
+) -> None:
+    wanted, step = contents(shards), 0
+    while True:
+        folder = bucket / f"break-{after}-{step}"
+        config = DataConfig(shards=folder, rows_per_shard=16)
+        with monkeypatch.context() as patch:
+            left = breaking_at(patch, step, after)
+            try:
+                write_shards(rows, folder, config)
+            except KeyboardInterrupt:
+                assert left() == 0
+            else:
+                break
+        if (folder / "manifest.json").exists():
+            assert {k: v for k, v in contents(folder).items() if "/" not in k} == wanted
+        write_shards(rows, folder, config)
+        assert contents(folder) == wanted
+        step += 1
+    assert contents(folder) == wanted
+    assert step > 10
+
+
+def breaking_at(patch: pytest.MonkeyPatch, step: int, after: bool) -> Callable[[], int]:
+    """Break off before or after this change of the store; gives how many are left until then."""
+    left, lock = step + 1, threading.Lock()
+
+    def counted(change: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: object, **named: object) -> None:
+            nonlocal left
+            with lock:  # files are moved by several threads
+                left -= 1
+                now = left == 0
+            if now and not after:
+                raise KeyboardInterrupt
+            change(*arguments, **named)
+            if now:
+                raise KeyboardInterrupt
+
+        return run
+
+    for name in ("upload", "write_bytes", "unlink"):
+        patch.setattr(RemotePath, name, counted(getattr(RemotePath, name)))
+    patch.setattr(work_module, "remove_tree", counted(work_module.remove_tree))
+    patch.setattr(storage, "_move_inside", counted(storage._move_inside))
+    return lambda: max(left, 0)
 
 
 def test_a_shard_that_is_missing_or_cut_is_told(remote: RemotePath, bucket: RemotePath) -> None:

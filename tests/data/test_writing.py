@@ -194,8 +194,9 @@ class Run:
         if (plan := work.plan()) is not None:
             return work.finish(plan)
         with work.opened():
+            done = work.done(len(self.stretches))
             for number in range(len(self.stretches)):
-                if work.rows_done(number) is None:
+                if number not in done:
                     work.write_mark(number, self._mark(work, number))
             about = Stretch("made", "here", self.deduplicate)
             marks = [(about, work.read_mark(n)) for n in range(len(self.stretches))]

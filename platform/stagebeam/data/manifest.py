@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stagebeam.recipe import describe
-from stagebeam.storage import Place, place_of, sizes, write_whole
+from stagebeam.storage import Place, RemotePath, place_of, sizes
 
 NAME = "manifest.json"
 REFUSED = "refused.jsonl"  # the refused rows themselves, beside it
@@ -97,4 +98,13 @@ def read_manifest(folder: str | Place) -> Manifest:
 
 def write_manifest(manifest: Manifest, folder: Place) -> None:
     """Write it in one step: a reader finds the whole of it or none."""
-    write_whole(folder / NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
+    text = manifest.model_dump_json(indent=1) + "\n"
+    if isinstance(folder, RemotePath):
+        (folder / NAME).write_text(text)
+        return
+    partial = folder / f".{NAME}.partial"  # always the same: what a kill leaves is written over
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / NAME)
+    finally:
+        partial.unlink(missing_ok=True)
