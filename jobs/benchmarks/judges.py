@@ -1,4 +1,4 @@
-"""Which judge makes search pay: `python -m jobs.benchmarks.judges [--seed 0 --seed 1 --seed 2]`.
+"""Which judge makes search pay: `python -m jobs.benchmarks.judges [--task hunt] [--seed 0 ...]`.
 
 For each seed a generator is trained from scratch, and judges from it (`judge_models`). Fresh
 scenes are asked greedily, by majority, by best-of-N and by stage beam under each judge, and of each
@@ -29,12 +29,14 @@ from jobs.benchmarks.judge_models import (
     CARD,
     Folder,
     Trained,
+    faults_of,
+    home,
     make_generator,
     make_judge,
     sample_texts,
     single,
 )
-from stagebeam.data.preferences import first_fault
+from jobs.benchmarks.judge_pairs import stage_pairs
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore
 from stagebeam.evaluation.ask import EngineAsk
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
@@ -50,6 +52,7 @@ from stagebeam.records import Example
 from stagebeam.search import SearchSettings
 from stagebeam.search.seeds import question_key
 from stagebeam.search.votes import normalise
+from stagebeam.source_config import SceneQuestions
 
 KEPT = Path("runs/bench/judges")
 OUTPUT = Path("runs/bench/judges.json")
@@ -67,7 +70,7 @@ BATCH_ROWS, _KEPT_BYTES = 128, 256 << 20
 class Kind:
     """A judge: whose models, of which seeds, read how."""
 
-    model: str  # generator, longer, pairs or reward
+    model: str  # generator, longer, pairs, reward or samples
     reading: JudgeKind = "likelihood"
     peers: bool = False  # those of all seeds together
 
@@ -80,6 +83,7 @@ KINDS = {
     "trained longer": Kind("longer"),
     "pairs": Kind("pairs"),
     "reward": Kind("reward", "reward"),
+    "reward of samples": Kind("samples", "reward"),
     "peers": Kind("generator", peers=True),
     "peers trained longer": Kind("longer", peers=True),
 }
@@ -119,11 +123,12 @@ class JudgesBenchmark:
     cpu_seconds: dict[str, float]  # of training each model
     torch: str
     transformers: str
+    task: SceneQuestions = "mixed"
 
 
-def fresh(seed: int, questions: int) -> list[Example]:
+def fresh(seed: int, questions: int, task: SceneQuestions = "mixed") -> list[Example]:
     """Scenes with one question that no model of any seed was trained on."""
-    return list(islice(single(ASKING, seed, 4 * questions), questions))
+    return list(islice(single(ASKING, seed, 4 * questions, task), questions))
 
 
 class Remembering:
@@ -152,14 +157,18 @@ class Run:
     questions: int
     generator: str = "generator"  # or what a judge may be
     temperature: float = 1.0
+    task: SceneQuestions = "mixed"
 
     @property
     def settings(self) -> SearchSettings:
         return replace(SETTINGS, temperature=self.temperature)
 
+    def folder(self, seed: int) -> Folder:
+        return Folder(self.root, seed, self.task)
+
     def model(self, name: str, seed: int) -> Path:
         """The folder of a model, made if it is not there."""
-        folder = Folder(self.root, seed)
+        folder = self.folder(seed)
         if name == "generator":
             return make_generator(folder)
         return make_judge(folder, cast(Trained, name))
@@ -175,7 +184,7 @@ class Run:
     def store(self, seed: int, name: str) -> AnswerStore:
         """What one model or judge was asked already."""
         by = f"answers-{self.generator}-{self.temperature:g}".replace(" ", "_")
-        return AnswerStore(Folder(self.root, seed).path / by / name.replace(" ", "_"))
+        return AnswerStore(self.folder(seed).path / by / name.replace(" ", "_"))
 
 
 Rows = list[AnswerRow]
@@ -186,7 +195,7 @@ class Seed:
 
     def __init__(self, seed: int, run: Run, console: Console) -> None:
         self.seed, self._run, self._console = seed, run, console
-        self._examples = fresh(seed, run.questions)
+        self._examples = fresh(seed, run.questions, run.task)
         self._open = ExitStack()
         self._judges: dict[str, Judge] = {}
         self._generator = self._engine(self._run.model(run.generator, seed))
@@ -243,24 +252,24 @@ class Seed:
         return found
 
     async def card(self, name: str) -> JudgeCard:
-        """Gold stages against the generator's first faults on other scenes."""
+        """Gold stages against the generator's first faults on other scenes; where there are several
+        right ways, its right samples against its wrong ones."""
+        usual = self._run.task == "mixed"
+        samples, pairs_of = (2, faults_of) if usual else (N, stage_pairs)
         pairs: list[JudgePair] = []
-        for example in single(CARD, self.seed, CARD_QUESTIONS):
-            texts = await sample_texts(self._generator, example, self.seed, 2)
-            for text in dict.fromkeys(texts):
-                fault = first_fault(example, text)
-                if fault is not None:
-                    shown = (fault.chosen, fault.rejected)
-                    pairs.append(
-                        JudgePair(
-                            prompt_of(example),
-                            fault.stage,
-                            fault.prefix,
-                            shown,
-                            0,
-                            example.category,
-                        )
-                    )
+        for example in single(CARD, self.seed, CARD_QUESTIONS, self._run.task):
+            texts = await sample_texts(self._generator, example, self.seed, samples)
+            pairs += [
+                JudgePair(
+                    prompt_of(example),
+                    pair.stage,
+                    pair.prefix,
+                    (pair.chosen, pair.rejected),
+                    0,
+                    example.category,
+                )
+                for pair in pairs_of(example, texts)
+            ]
         return await judge_card(self.judge(name), pairs)
 
     async def _asked(
@@ -372,6 +381,7 @@ def main(
         str, typer.Option(help="Which model generates: generator or longer.")
     ] = "generator",
     temperature: Annotated[float, typer.Option(help="Of the candidates.")] = 1.0,
+    task: Annotated[SceneQuestions, typer.Option(help="What is asked about scenes.")] = "mixed",
     kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
 ) -> None:
@@ -381,16 +391,15 @@ def main(
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     asked = seed if only is None else [only]
-    run = Run(kept, tuple(seed), questions, generator, temperature)
+    run = Run(kept, tuple(seed), questions, generator, temperature, task)
     run.make_models(judge, asked)
     found = asyncio.run(measure(judge, asked, run, console))
     seconds = {
         f"{path.parent.name}/{path.stem}": float(path.read_text())
-        for path in sorted(kept.glob("seed-*/*.cpu_seconds"))
+        for path in sorted(home(kept, task).glob("seed-*/*.cpu_seconds"))
     }
-    measured = JudgesBenchmark(
-        found, N, generator, temperature, seconds, torch.__version__, transformers.__version__
-    )
+    versions = torch.__version__, transformers.__version__
+    measured = JudgesBenchmark(found, N, generator, temperature, seconds, *versions, task)
     write_figures(measured, output, console, [table(measured)])
 
 

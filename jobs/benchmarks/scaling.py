@@ -25,6 +25,7 @@ from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.judges import KEPT, KINDS, SEEDS, Rows, Run, Seed
 from stagebeam.evaluation.answers import name_of
 from stagebeam.evaluation.statistics import Interval, wilson
+from stagebeam.source_config import SceneQuestions
 
 OUTPUT = Path("runs/bench/scaling.json")
 PLOT = Path("runs/bench/scaling.svg")
@@ -55,6 +56,7 @@ class Scaling:
     seed: int
     torch: str
     transformers: str
+    task: SceneQuestions = "mixed"
 
 
 async def measure(
@@ -131,6 +133,7 @@ def main(
     judge: Annotated[list[str], typer.Option(help=f"Judges: {', '.join(KINDS)}.")] = list(KINDS),  # noqa: B006
     seed: Annotated[int, typer.Option(help="Seed of the models and scenes.")] = 0,
     questions: Annotated[int, typer.Option(help="Fresh scenes.")] = QUESTIONS,
+    task: Annotated[SceneQuestions, typer.Option(help="What is asked about scenes.")] = "mixed",
     kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
     plot: Annotated[Path, typer.Option(help="Where the plot goes, as SVG.")] = PLOT,
@@ -140,10 +143,11 @@ def main(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     console = Console()
-    run = Run(kept, SEEDS, questions)
+    run = Run(kept, SEEDS, questions, task=task)
     run.make_models(judge, [seed])
     found = asyncio.run(measure(judge, seed, run, console))
-    measured = Scaling(found, questions, seed, torch.__version__, transformers.__version__)
+    versions = torch.__version__, transformers.__version__
+    measured = Scaling(found, questions, seed, *versions, task)
     draw(measured, plot)
     write_figures(measured, output, console)
 

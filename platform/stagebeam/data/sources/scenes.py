@@ -17,11 +17,12 @@ from PIL import Image as PilImage
 from PIL import ImageDraw
 
 from stagebeam.data.sources import scene_questions as ask
+from stagebeam.data.sources import scene_worths
 from stagebeam.data.sources.files import hash_of
 from stagebeam.data.sources.scene_questions import Question, Thing
 from stagebeam.data.sources.span import Span
 from stagebeam.records import Example, Image, Message
-from stagebeam.source_config import ScenesSource
+from stagebeam.source_config import SceneQuestions, ScenesSource
 from stagebeam.stages import Stage, render
 
 SIDE = 48  # pixels; three cells of 16, the patch size of the tiny model
@@ -92,7 +93,11 @@ def draw_range(source: ScenesSource, start: int, stop: int) -> Iterator[Example]
     level = LEVELS[source.difficulty]
     for index in range(start, stop):
         rng = random.Random(f"{source.seed}/{source.split}/{index}")
-        yield _example(rng, level, f"scenes-{source.seed}-{source.split}-{index:07d}", source.split)
+        name = f"scenes-{source.seed}-{source.split}-{index:07d}"
+        if source.questions == "mixed":
+            yield _example(rng, level, name, source.split)
+        else:
+            yield _worth_example(rng, level, name, source.split, source.questions)
 
 
 def _example(rng: random.Random, level: Level, name: str, split: str) -> Example:
@@ -126,6 +131,25 @@ def _example(rng: random.Random, level: Level, name: str, split: str) -> Example
     )
 
 
+def _worth_example(
+    rng: random.Random, level: Level, name: str, split: str, questions: SceneQuestions
+) -> Example:
+    if questions == "hunt":
+        things, make = _distinct(rng, level), scene_worths.hunt
+    else:
+        things, make = _things(rng, level), scene_worths.chain
+    question = make(rng, things, scene_worths.worths(rng, level.colours))
+    return Example(
+        id=name,
+        images=(Image(_png(_paint_shapes(rng, things)), f"{name}.png"),),
+        messages=_turn(question),
+        source=f"scenes/{questions}",
+        split=split,
+        answer=question.answer,
+        category=question.category,
+    )
+
+
 def _turn(question: Question) -> tuple[Message, Message]:
     bodies = {
         Stage.SUMMARY: question.plan,
@@ -141,6 +165,14 @@ def _things(rng: random.Random, level: Level) -> list[Thing]:
     count = rng.randint(*level.objects)
     cells = sorted(rng.sample(range(9), count))
     return [Thing(rng.choice(level.colours), rng.choice(level.kinds), cell) for cell in cells]
+
+
+def _distinct(rng: random.Random, level: Level) -> list[Thing]:
+    """Four objects or more, where there are as many colours, no two of one colour."""
+    most = len(level.colours)
+    colours = rng.sample(level.colours, rng.randint(min(4, most), most))
+    cells = sorted(rng.sample(range(9), len(colours)))
+    return [Thing(c, rng.choice(level.kinds), at) for c, at in zip(colours, cells, strict=True)]
 
 
 def _bars(rng: random.Random, level: Level) -> dict[str, int]:
