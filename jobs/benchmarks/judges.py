@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import transformers
@@ -44,6 +44,7 @@ from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard
 from stagebeam.evaluation.statistics import Interval, paired_difference, wilson
 from stagebeam.inference.ensemble import EnsembleJudge
+from stagebeam.inference.text_judge import TextJudge
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Candidate, GenerateRequest, Generator, Judge, Usage
 from stagebeam.inference.verdict import JudgeKind, TransformersJudge
@@ -64,6 +65,7 @@ SETTINGS = SearchSettings(
     method="stage_beam", candidates=N, temperature=1.0, top_p=1.0, max_new_tokens=160
 )
 BATCH_ROWS, _KEPT_BYTES = 128, 256 << 20
+_VERDICT_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Kind:
     """A judge: whose models, of which seeds, read how."""
 
     model: str  # generator, longer, pairs, reward or samples
-    reading: JudgeKind = "likelihood"
+    reading: JudgeKind | Literal["text"] = "likelihood"
     peers: bool = False  # those of all seeds together
 
     def members(self, seed: int, seeds: Sequence[int]) -> tuple[int, ...]:
@@ -84,6 +86,9 @@ KINDS = {
     "pairs": Kind("pairs"),
     "reward": Kind("reward", "reward"),
     "reward of samples": Kind("samples", "reward"),
+    "mean likelihood": Kind("longer", "mean_likelihood"),
+    "verdict": Kind("generator", "verdict"),
+    "text": Kind("generator", "text"),
     "peers": Kind("generator", peers=True),
     "peers trained longer": Kind("longer", peers=True),
 }
@@ -216,13 +221,17 @@ class Seed:
         return self._judges[name]
 
     def _opened(self, kind: Kind) -> Judge:
-        members: list[Judge] = []
-        for seed in kind.members(self.seed, self._run.seeds):
-            loaded = load(str(self._run.model(kind.model, seed)), "cpu")
-            judge = TransformersJudge(loaded, kind=kind.reading, max_rows=BATCH_ROWS)
-            self._open.callback(judge.close)
-            members.append(judge)
+        members = [self._member(kind, s) for s in kind.members(self.seed, self._run.seeds)]
         return members[0] if len(members) == 1 else EnsembleJudge(members)
+
+    def _member(self, kind: Kind, seed: int) -> Judge:
+        folder = self._run.model(kind.model, seed)
+        if kind.reading == "text":
+            return TextJudge(self._engine(folder), orders="one", max_new_tokens=_VERDICT_TOKENS)
+        loaded = load(str(folder), "cpu")
+        judge = TransformersJudge(loaded, kind=kind.reading, max_rows=BATCH_ROWS)
+        self._open.callback(judge.close)
+        return judge
 
     def _ask(self, judge: Judge | None = None) -> EngineAsk:
         return EngineAsk(self._remembering, "generator", self._run.settings, judge)
