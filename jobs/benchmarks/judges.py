@@ -36,7 +36,6 @@ from jobs.benchmarks.judge_models import (
     sample_texts,
     single,
 )
-from jobs.benchmarks.judge_pairs import stage_pairs
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore
 from stagebeam.evaluation.ask import EngineAsk
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
@@ -261,23 +260,20 @@ class Seed:
         return found
 
     async def card(self, name: str) -> JudgeCard:
-        """Gold stages against the generator's first faults on other scenes; where there are several
-        right ways, its right samples against its wrong ones."""
-        usual = self._run.task == "mixed"
-        samples, pairs_of = (2, faults_of) if usual else (N, stage_pairs)
+        """Gold stages against the generator's first faults on other scenes."""
         pairs: list[JudgePair] = []
         for example in single(CARD, self.seed, CARD_QUESTIONS, self._run.task):
-            texts = await sample_texts(self._generator, example, self.seed, samples)
+            texts = await sample_texts(self._generator, example, self.seed, 2)
             pairs += [
                 JudgePair(
                     prompt_of(example),
-                    pair.stage,
-                    pair.prefix,
-                    (pair.chosen, pair.rejected),
+                    fault.stage,
+                    fault.prefix,
+                    (fault.chosen, fault.rejected),
                     0,
                     example.category,
                 )
-                for pair in pairs_of(example, texts)
+                for fault in faults_of(example, texts)
             ]
         return await judge_card(self.judge(name), pairs)
 

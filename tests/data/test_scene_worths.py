@@ -37,7 +37,7 @@ def seen(example: Example) -> list[str]:
 
 
 def worth_of(example: Example) -> dict[str, int]:
-    listed = example.messages[0].text.removeprefix("Worth: ").partition(".")[0]
+    listed = example.messages[0].text.removeprefix("Points: ").partition(".")[0]
     return {colour: int(number) for colour, number in map(str.split, listed.split(", "))}
 
 
@@ -48,37 +48,40 @@ def bodies(example: Example) -> dict[Stage, str]:
 
 
 @pytest.mark.parametrize("difficulty", [1, 2, 3])
-def test_one_pair_in_the_picture_is_worth_what_a_hunt_asks_for_and_it_is_the_answer(
+def test_three_in_the_picture_make_what_a_hunt_asks_for_no_others_do_and_they_are_the_answer(
     difficulty: int,
 ) -> None:
     for example in drawn("hunt", difficulty):
-        found = re.search(r"Which two shapes are worth (\d+) together\?", example.messages[0].text)
+        found = re.search(r"Which three shapes make (\d+), least first\?", example.messages[0].text)
         assert found
         colours, worth = seen(example), worth_of(example)
         assert len(set(colours)) == len(colours) >= 3
-        right = {
-            tuple(sorted(pair))
-            for pair in permutations(colours, 2)
-            if sum(worth[colour] for colour in pair) == int(found[1])
-        }
-        assert [f"{a} and {b}" for a, b in right] == [example.answer]
+        right = [
+            ", ".join(three)
+            for three in permutations(colours, 3)
+            if sum(worth[colour] for colour in three) == int(found[1])
+            and worth[three[0]] < worth[three[1]] < worth[three[2]]
+        ]
+        assert right == [example.answer]
         assert bodies(example)[Stage.CONCLUSION] == example.answer
 
 
-def test_the_reasoning_of_a_hunt_holds_and_begins_with_either_of_the_two() -> None:
-    form = r"(\w+) is worth (\d+)\. (\d+) minus (\d+) is (\d+)\. (\w+) is worth (\d+)\."
-    earlier_first = []
+def test_the_reasoning_of_a_hunt_tells_every_worth_and_then_counts_down_to_nothing() -> None:
+    form = (
+        r"(.+)\. (\w+) (\d+): (\d+) minus (\d+) is (\d+)\."
+        r" (\w+) (\d+): (\d+) minus (\d+) is (\d+)\. (\w+) (\d+)\."
+    )
     for example in drawn("hunt", 3):
         said = re.fullmatch(form, bodies(example)[Stage.REASONING])
         assert said
-        first, a, total, minus, left, second, b = said.groups()
+        known, least, a, total, minus, left, middle, b, again, less, rest, most, c = said.groups()
         worth = worth_of(example)
-        assert (worth[first], worth[second]) == (int(a), int(b))
-        assert (minus, left) == (a, b) and int(total) == int(a) + int(b)
-        assert f"worth {total} together" in example.messages[0].text
-        assert example.answer == " and ".join(sorted((first, second)))
-        earlier_first.append(seen(example).index(first) < seen(example).index(second))
-    assert 0.4 < sum(earlier_first) / len(earlier_first) < 0.6
+        assert known == ", ".join(f"{colour} {worth[colour]}" for colour in seen(example))
+        assert [worth[colour] for colour in (least, middle, most)] == [int(a), int(b), int(c)]
+        assert (minus, again, less, c) == (a, left, b, rest)
+        assert int(total) - int(a) == int(left) and int(left) - int(b) == int(rest)
+        assert f"three shapes make {total}," in example.messages[0].text
+        assert example.answer == f"{least}, {middle}, {most}"
 
 
 @pytest.mark.parametrize("difficulty", [1, 2, 3])

@@ -1,8 +1,8 @@
 """Questions in which colours are worth numbers, where checking is easier than finding.
 
-A hunt asks which two shapes are worth a given number together. Finding them is a search over all
-pairs, made before the first word of the reasoning; whether a reasoning that is there holds is seen
-in three small steps. A chain adds up along the picture, and each step can be checked alone.
+A hunt asks which three shapes are worth a given number together. Finding them is a search over all
+threes, made before the first of them is named; whether three that are named make the number is seen
+in a few small steps. A chain adds up along the picture, and each step can be checked alone.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ def worths(rng: random.Random, colours: Sequence[str]) -> dict[str, int]:
 
 
 def hunt(rng: random.Random, things: Sequence[Thing], worth: Mapping[str, int]) -> Question:
-    """Two of `things`, whose colours all differ: the only two that are worth so much together.
+    """Three of `things`, whose colours all differ: the only three that are worth so much together.
 
-    The reasoning may begin with either of them; the answer names them in the alphabet's order.
+    They are named from the least worth on, so that there is one right text of every stage.
     """
-    pairs = list(combinations([thing.colour for thing in things], 2))
-    totals = Counter(worth[a] + worth[b] for a, b in pairs)
-    pair = rng.choice([(a, b) for a, b in pairs if totals[worth[a] + worth[b]] == 1])
-    first, second = rng.sample(pair, 2)
-    total = worth[first] + worth[second]
+    threes = [sorted(three, key=worth.__getitem__) for three in combinations(_colours(things), 3)]
+    totals = Counter(sum(map(worth.__getitem__, three)) for three in threes)
+    three = rng.choice([one for one in threes if totals[sum(map(worth.__getitem__, one))] == 1])
+    least, middle, most = three
+    total = sum(map(worth.__getitem__, three))
+    left = total - worth[least]
+    known = ", ".join(f"{colour} {worth[colour]}" for colour in _colours(things))
     return Question(
-        text=f"{_listed(worth)} Which two shapes are worth {total} together? "
-        "Name their colours from A to Z.",
+        text=f"{_listed(worth)} Which three shapes make {total}, least first?",
         category="hunt",
-        plan=f"I will look for two shapes that are worth {total} together.",
+        plan=f"I will find three shapes that make {total}.",
         caption=_caption(things),
-        reasoning=f"{first} is worth {worth[first]}. {total} minus {worth[first]} is "
-        f"{worth[second]}. {second} is worth {worth[second]}.",
-        answer=_named(pair),
-        wrong=tuple(_named(other) for other in pairs if other != pair),
+        reasoning=f"{known}. {least} {worth[least]}: {total} minus {worth[least]} is {left}. "
+        f"{middle} {worth[middle]}: {left} minus {worth[middle]} is {worth[most]}. "
+        f"{most} {worth[most]}.",
+        answer=", ".join(three),
+        wrong=tuple(", ".join(other) for other in threes if other != three),
     )
 
 
@@ -67,12 +69,12 @@ def chain(rng: random.Random, things: Sequence[Thing], worth: Mapping[str, int])
 
 
 def _listed(worth: Mapping[str, int]) -> str:
-    return f"Worth: {', '.join(f'{colour} {number}' for colour, number in worth.items())}."
+    return f"Points: {', '.join(f'{colour} {number}' for colour, number in worth.items())}."
+
+
+def _colours(things: Sequence[Thing]) -> list[str]:
+    return [thing.colour for thing in things]
 
 
 def _caption(things: Sequence[Thing]) -> str:
     return f"Shapes: {', '.join(map(str, things))}."
-
-
-def _named(pair: tuple[str, str]) -> str:
-    return " and ".join(sorted(pair))
