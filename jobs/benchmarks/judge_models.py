@@ -52,7 +52,6 @@ SAMPLED_QUESTIONS, SAMPLES = 16_000, 2
 FORKED_QUESTIONS, FORKS = 6_000, 4  # for pairs of samples
 PAIR_WEIGHT = 0.3
 _PAIRS_A_STEP = {"longer": 0, "pairs": 8, "reward": 12, "samples": 12}
-_DIFFICULTY: dict[SceneQuestions, int] = {"mixed": 2, "hunt": 2, "chain": 3}
 # Scenes that nothing else has seen, by what they are for; the run's seed is added.
 _TRAINING, _FURTHER, _SAMPLING, ASKING, CARD, _FORKING = (1000 * i for i in range(1, 7))
 _AT_ONCE = 64
@@ -92,7 +91,7 @@ def single(purpose: int, seed: int, rows: int, task: SceneQuestions = "mixed") -
 
 
 def _source(task: SceneQuestions, rows: int, seed: int) -> ScenesSource:
-    return ScenesSource(rows=rows, seed=seed, difficulty=_DIFFICULTY[task], questions=task)
+    return ScenesSource(rows=rows, seed=seed, difficulty=2, questions=task)
 
 
 def words_of(task: SceneQuestions) -> list[str]:

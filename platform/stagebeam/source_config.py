@@ -15,7 +15,7 @@ _IMAGE_ROOT = (
 )
 
 
-SceneQuestions = Literal["mixed", "hunt", "chain"]
+SceneQuestions = Literal["mixed", "hunt"]
 
 
 class HeldOut(Section):
@@ -46,8 +46,7 @@ class ScenesSource(_Source):
     questions: SceneQuestions = Field(
         "mixed",
         exclude_if=lambda value: value == "mixed",
-        description="`mixed` the usual kinds; `hunt` which two shapes are worth a number together; "
-        "`chain` a running sum over all shapes.",
+        description="`mixed` the usual kinds; `hunt` which three of six numbers make another.",
     )
     deduplicate: bool = Field(False, description="What is drawn may be drawn again.")
 

@@ -17,12 +17,12 @@ from PIL import Image as PilImage
 from PIL import ImageDraw
 
 from stagebeam.data.sources import scene_questions as ask
-from stagebeam.data.sources import scene_worths
 from stagebeam.data.sources.files import hash_of
+from stagebeam.data.sources.scene_hunts import hunt
 from stagebeam.data.sources.scene_questions import Question, Thing
 from stagebeam.data.sources.span import Span
 from stagebeam.records import Example, Image, Message
-from stagebeam.source_config import SceneQuestions, ScenesSource
+from stagebeam.source_config import ScenesSource
 from stagebeam.stages import Stage, render
 
 SIDE = 48  # pixels; three cells of 16, the patch size of the tiny model
@@ -54,6 +54,7 @@ LEVELS = {
     2: Level(_COLOURS[:5], ("circle", "square", "triangle"), (3, 6), 7),
     3: Level(_COLOURS, ("circle", "square", "triangle", "cross"), (4, 8), 9),
 }
+_LARGEST = {1: 10, 2: 15, 3: 20}  # number of a hunt
 # Share of each kind of example, in percent.
 _SHARES = (("shapes", 66), ("chart", 24), ("text", 10))
 _MULTIPLE_CHOICE = 0.25
@@ -97,7 +98,7 @@ def draw_range(source: ScenesSource, start: int, stop: int) -> Iterator[Example]
         if source.questions == "mixed":
             yield _example(rng, level, name, source.split)
         else:
-            yield _worth_example(rng, level, name, source.split, source.questions)
+            yield _hunt_example(rng, source, name)
 
 
 def _example(rng: random.Random, level: Level, name: str, split: str) -> Example:
@@ -131,20 +132,14 @@ def _example(rng: random.Random, level: Level, name: str, split: str) -> Example
     )
 
 
-def _worth_example(
-    rng: random.Random, level: Level, name: str, split: str, questions: SceneQuestions
-) -> Example:
-    if questions == "hunt":
-        things, make = _distinct(rng, level), scene_worths.hunt
-    else:
-        things, make = _things(rng, level), scene_worths.chain
-    question = make(rng, things, scene_worths.worths(rng, level.colours))
+def _hunt_example(rng: random.Random, source: ScenesSource, name: str) -> Example:
+    question = hunt(rng, _LARGEST[source.difficulty])
     return Example(
         id=name,
-        images=(Image(_png(_paint_shapes(rng, things)), f"{name}.png"),),
+        images=(),
         messages=_turn(question),
-        source=f"scenes/{questions}",
-        split=split,
+        source="scenes/hunt",
+        split=source.split,
         answer=question.answer,
         category=question.category,
     )
@@ -165,14 +160,6 @@ def _things(rng: random.Random, level: Level) -> list[Thing]:
     count = rng.randint(*level.objects)
     cells = sorted(rng.sample(range(9), count))
     return [Thing(rng.choice(level.colours), rng.choice(level.kinds), cell) for cell in cells]
-
-
-def _distinct(rng: random.Random, level: Level) -> list[Thing]:
-    """Four objects or more, where there are as many colours, no two of one colour."""
-    most = len(level.colours)
-    colours = rng.sample(level.colours, rng.randint(min(4, most), most))
-    cells = sorted(rng.sample(range(9), len(colours)))
-    return [Thing(c, rng.choice(level.kinds), at) for c, at in zip(colours, cells, strict=True)]
 
 
 def _bars(rng: random.Random, level: Level) -> dict[str, int]:
