@@ -10,7 +10,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import AutoProcessor
 
+from jobs.benchmarks.judge_pairs import answer_pairs, stage_pairs
 from jobs.benchmarks.mid_size import vocabulary
 from jobs.benchmarks.teaching import teach
 from stagebeam.data.preferences import Preference, first_fault, write_preferences
@@ -36,48 +37,66 @@ from stagebeam.models.tiny.build import build_tiny
 from stagebeam.models.value_head import VALUE_HEAD_FILE
 from stagebeam.records import Example
 from stagebeam.search.seeds import candidate_seed, question_key
-from stagebeam.source_config import ScenesSource
+from stagebeam.source_config import SceneQuestions, ScenesSource
 from stagebeam.stages import Stage
 from stagebeam.training import objectives
 from stagebeam.training.answers import Form, Reworder
 from stagebeam.training.preference import PreferenceEncoder
 
-Trained = Literal["longer", "pairs", "reward"]
+Trained = Literal["longer", "pairs", "reward", "samples"]
 
 ROWS = 32  # of a step, gold rows and both rows of each pair
 GENERATOR_STEPS, GENERATOR_RATE = 1050, 3e-3
 JUDGE_STEPS, JUDGE_RATE = 1000, 2e-3
 SAMPLED_QUESTIONS, SAMPLES = 16_000, 2
+FORKED_QUESTIONS, FORKS = 6_000, 4  # for pairs of samples
 PAIR_WEIGHT = 0.3
-_PAIRS_A_STEP = {"longer": 0, "pairs": 8, "reward": 12}
+_PAIRS_A_STEP = {"longer": 0, "pairs": 8, "reward": 12, "samples": 12}
 # Scenes that nothing else has seen, by what they are for; the run's seed is added.
-_TRAINING, _FURTHER, _SAMPLING, ASKING, CARD = (1000 * i for i in range(1, 6))
+_TRAINING, _FURTHER, _SAMPLING, ASKING, CARD, _FORKING = (1000 * i for i in range(1, 7))
 _AT_ONCE = 64
+
+PairsOf = Callable[[Example, Sequence[str]], list[Preference]]
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where the models of one seed are kept."""
+    """Where the models of one seed and task are kept."""
 
     root: Path
     seed: int
+    task: SceneQuestions = "mixed"
 
     @property
     def path(self) -> Path:
-        return self.root / f"seed-{self.seed}"
+        return home(self.root, self.task) / f"seed-{self.seed}"
 
     def model(self, name: str) -> Path:
         return self.path / name
 
 
-def scenes(purpose: int, seed: int, rows: int) -> Iterator[Example]:
-    """Drawn scenes of the quickstart's difficulty."""
-    return draw(ScenesSource(rows=rows, seed=purpose + seed, difficulty=2))
+def home(root: Path, task: SceneQuestions) -> Path:
+    """Where everything of one task is kept."""
+    return root if task == "mixed" else root / task
 
 
-def single(purpose: int, seed: int, rows: int) -> Iterator[Example]:
+def scenes(purpose: int, seed: int, rows: int, task: SceneQuestions = "mixed") -> Iterator[Example]:
+    """Drawn scenes of the quickstart's difficulty, or of another task."""
+    return draw(_source(task, rows, purpose + seed))
+
+
+def single(purpose: int, seed: int, rows: int, task: SceneQuestions = "mixed") -> Iterator[Example]:
     """Those of `rows` scenes that have one question."""
-    return (example for example in scenes(purpose, seed, rows) if len(example.messages) == 2)
+    return (example for example in scenes(purpose, seed, rows, task) if len(example.messages) == 2)
+
+
+def _source(task: SceneQuestions, rows: int, seed: int) -> ScenesSource:
+    return ScenesSource(rows=rows, seed=seed, difficulty=2, questions=task)
+
+
+def words_of(task: SceneQuestions) -> list[str]:
+    """Texts with every word of a task's scenes."""
+    return vocabulary() if task == "mixed" else vocabulary(_source(task, 2048, 0))
 
 
 def make_generator(folder: Folder, form: Form = "stages") -> Path:
@@ -87,10 +106,11 @@ def make_generator(folder: Folder, form: Form = "stages") -> Path:
         base = folder.model("base")
         if not base.exists():
             base.parent.mkdir(parents=True, exist_ok=True)
-            build_tiny(base, vocabulary(), seed=folder.seed, layers=4)
+            build_tiny(base, words_of(folder.task), seed=folder.seed, layers=4)
         learner = load(str(base), "cpu")
         objective = objectives.Supervised(learner.model, learner.family, learner.encoder)
-        examples = map(Reworder(form), scenes(_TRAINING, folder.seed, GENERATOR_STEPS * ROWS))
+        drawn = scenes(_TRAINING, folder.seed, GENERATOR_STEPS * ROWS, folder.task)
+        examples = map(Reworder(form), drawn)
         teach(objective, _gold(learner, examples), GENERATOR_STEPS, GENERATOR_RATE)
         write_folder(partial, learner.model, AutoProcessor.from_pretrained(base))
 
@@ -103,31 +123,49 @@ def make_pairs(folder: Folder) -> Path:
 
     def sample(partial: Path) -> None:
         partial.mkdir()
-        write_preferences(partial / "pairs.parquet", asyncio.run(_faults(folder)))
+        found = _sampled(folder, _SAMPLING, SAMPLED_QUESTIONS, SAMPLES, faults_of)
+        write_preferences(partial / "pairs.parquet", asyncio.run(found))
 
     return _kept(folder.path / "faults", sample) / "pairs.parquet"
 
 
+def make_sample_pairs(folder: Folder) -> Path:
+    """The generator's own samples of a stage and of whole answers, right against wrong."""
+
+    def of(example: Example, texts: Sequence[str]) -> list[Preference]:
+        return stage_pairs(example, texts) + answer_pairs(example, texts)
+
+    def sample(partial: Path) -> None:
+        partial.mkdir()
+        found = _sampled(folder, _FORKING, FORKED_QUESTIONS, FORKS, of)
+        write_preferences(partial / "pairs.parquet", asyncio.run(found))
+
+    return _kept(folder.path / "forks", sample) / "pairs.parquet"
+
+
 def make_judge(folder: Folder, kind: Trained) -> Path:
     """The generator trained further: on gold answers, on its own faults too, or to tell the
-    better of two texts by a number."""
-    start, pairs = make_generator(folder), None if kind == "longer" else make_pairs(folder)
+    better of two texts by a number, of gold and fault or of two samples."""
+    start = make_generator(folder)
+    pairs = None
+    if kind != "longer":
+        pairs = make_sample_pairs(folder) if kind == "samples" else make_pairs(folder)
 
     def train(partial: Path) -> None:
         torch.manual_seed(folder.seed)
         learner = load(str(start), "cpu")
-        examples = scenes(_FURTHER, folder.seed, JUDGE_STEPS * ROWS)
+        examples = scenes(_FURTHER, folder.seed, JUDGE_STEPS * ROWS, folder.task)
         objective: Any
         if pairs is None:
             objective = objectives.Supervised(learner.model, learner.family, learner.encoder)
             batches = _gold(learner, examples)
         else:
-            made = Reward if kind == "reward" else _preference
+            made = _preference if kind == "pairs" else Reward
             objective = made(learner.model, learner.family, learner.encoder)
             batches = _paired(learner, examples, pairs, _PAIRS_A_STEP[kind])
         teach(objective, batches, JUDGE_STEPS, JUDGE_RATE)
         write_folder(partial, learner.model, AutoProcessor.from_pretrained(start))
-        if kind == "reward":
+        if kind in ("reward", "samples"):
             save_file(objective.head.state_dict(), partial / VALUE_HEAD_FILE)
 
     return _kept(folder.model(kind), train)
@@ -183,7 +221,10 @@ def _paired(
         yield encoder(rows)[0]
 
 
-async def _faults(folder: Folder) -> list[Preference]:
+async def _sampled(
+    folder: Folder, purpose: int, questions: int, samples: int, pairs_of: PairsOf
+) -> list[Preference]:
+    """What `pairs_of` makes of the generator's samples on questions of their own."""
     engine = TransformersEngine(
         load(str(folder.model("generator")), "cpu"), max_rows=2 * _AT_ONCE, kv_bytes=256 << 20
     )
@@ -191,16 +232,21 @@ async def _faults(folder: Folder) -> list[Preference]:
 
     async def of(example: Example) -> list[Preference]:
         async with slots:
-            texts = await sample_texts(engine, example, folder.seed, SAMPLES)
-        found = {text: first_fault(example, text) for text in texts}
-        return [fault for fault in found.values() if fault is not None]
+            texts = await sample_texts(engine, example, folder.seed, samples)
+        return pairs_of(example, texts)
 
     try:
-        asked = single(_SAMPLING, folder.seed, SAMPLED_QUESTIONS)
+        asked = single(purpose, folder.seed, questions, folder.task)
         found = await asyncio.gather(*map(of, asked))
     finally:
         engine.close()
-    return [fault for faults in found for fault in faults]
+    return [pair for pairs in found for pair in pairs]
+
+
+def faults_of(example: Example, texts: Sequence[str]) -> list[Preference]:
+    """Gold stages against the first faults of samples."""
+    found = [first_fault(example, text) for text in dict.fromkeys(texts)]
+    return [fault for fault in found if fault is not None]
 
 
 async def sample_texts(

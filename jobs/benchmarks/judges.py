@@ -1,4 +1,4 @@
-"""Which judge makes search pay: `python -m jobs.benchmarks.judges [--seed 0 --seed 1 --seed 2]`.
+"""Which judge makes search pay: `python -m jobs.benchmarks.judges [--task hunt] [--seed 0 ...]`.
 
 For each seed a generator is trained from scratch, and judges from it (`judge_models`). Fresh
 scenes are asked greedily, by majority, by best-of-N and by stage beam under each judge, and of each
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import transformers
@@ -29,12 +29,13 @@ from jobs.benchmarks.judge_models import (
     CARD,
     Folder,
     Trained,
+    faults_of,
+    home,
     make_generator,
     make_judge,
     sample_texts,
     single,
 )
-from stagebeam.data.preferences import first_fault
 from stagebeam.evaluation.answers import AnswerRow, AnswerStore
 from stagebeam.evaluation.ask import EngineAsk
 from stagebeam.evaluation.judge_card import JudgePair, judge_card
@@ -42,6 +43,7 @@ from stagebeam.evaluation.question import prompt_of
 from stagebeam.evaluation.results import JudgeCard
 from stagebeam.evaluation.statistics import Interval, paired_difference, wilson
 from stagebeam.inference.ensemble import EnsembleJudge
+from stagebeam.inference.text_judge import TextJudge
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Candidate, GenerateRequest, Generator, Judge, Usage
 from stagebeam.inference.verdict import JudgeKind, TransformersJudge
@@ -50,6 +52,7 @@ from stagebeam.records import Example
 from stagebeam.search import SearchSettings
 from stagebeam.search.seeds import question_key
 from stagebeam.search.votes import normalise
+from stagebeam.source_config import SceneQuestions
 
 KEPT = Path("runs/bench/judges")
 OUTPUT = Path("runs/bench/judges.json")
@@ -61,14 +64,15 @@ SETTINGS = SearchSettings(
     method="stage_beam", candidates=N, temperature=1.0, top_p=1.0, max_new_tokens=160
 )
 BATCH_ROWS, _KEPT_BYTES = 128, 256 << 20
+_VERDICT_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A judge: whose models, of which seeds, read how."""
 
-    model: str  # generator, longer, pairs or reward
-    reading: JudgeKind = "likelihood"
+    model: str  # generator, longer, pairs, reward or samples
+    reading: JudgeKind | Literal["text"] = "likelihood"
     peers: bool = False  # those of all seeds together
 
     def members(self, seed: int, seeds: Sequence[int]) -> tuple[int, ...]:
@@ -80,6 +84,10 @@ KINDS = {
     "trained longer": Kind("longer"),
     "pairs": Kind("pairs"),
     "reward": Kind("reward", "reward"),
+    "reward of samples": Kind("samples", "reward"),
+    "mean likelihood": Kind("longer", "mean_likelihood"),
+    "verdict": Kind("generator", "verdict"),
+    "text": Kind("generator", "text"),
     "peers": Kind("generator", peers=True),
     "peers trained longer": Kind("longer", peers=True),
 }
@@ -119,11 +127,12 @@ class JudgesBenchmark:
     cpu_seconds: dict[str, float]  # of training each model
     torch: str
     transformers: str
+    task: SceneQuestions = "mixed"
 
 
-def fresh(seed: int, questions: int) -> list[Example]:
+def fresh(seed: int, questions: int, task: SceneQuestions = "mixed") -> list[Example]:
     """Scenes with one question that no model of any seed was trained on."""
-    return list(islice(single(ASKING, seed, 4 * questions), questions))
+    return list(islice(single(ASKING, seed, 4 * questions, task), questions))
 
 
 class Remembering:
@@ -152,14 +161,18 @@ class Run:
     questions: int
     generator: str = "generator"  # or what a judge may be
     temperature: float = 1.0
+    task: SceneQuestions = "mixed"
 
     @property
     def settings(self) -> SearchSettings:
         return replace(SETTINGS, temperature=self.temperature)
 
+    def folder(self, seed: int) -> Folder:
+        return Folder(self.root, seed, self.task)
+
     def model(self, name: str, seed: int) -> Path:
         """The folder of a model, made if it is not there."""
-        folder = Folder(self.root, seed)
+        folder = self.folder(seed)
         if name == "generator":
             return make_generator(folder)
         return make_judge(folder, cast(Trained, name))
@@ -175,7 +188,7 @@ class Run:
     def store(self, seed: int, name: str) -> AnswerStore:
         """What one model or judge was asked already."""
         by = f"answers-{self.generator}-{self.temperature:g}".replace(" ", "_")
-        return AnswerStore(Folder(self.root, seed).path / by / name.replace(" ", "_"))
+        return AnswerStore(self.folder(seed).path / by / name.replace(" ", "_"))
 
 
 Rows = list[AnswerRow]
@@ -186,7 +199,7 @@ class Seed:
 
     def __init__(self, seed: int, run: Run, console: Console) -> None:
         self.seed, self._run, self._console = seed, run, console
-        self._examples = fresh(seed, run.questions)
+        self._examples = fresh(seed, run.questions, run.task)
         self._open = ExitStack()
         self._judges: dict[str, Judge] = {}
         self._generator = self._engine(self._run.model(run.generator, seed))
@@ -207,13 +220,17 @@ class Seed:
         return self._judges[name]
 
     def _opened(self, kind: Kind) -> Judge:
-        members: list[Judge] = []
-        for seed in kind.members(self.seed, self._run.seeds):
-            loaded = load(str(self._run.model(kind.model, seed)), "cpu")
-            judge = TransformersJudge(loaded, kind=kind.reading, max_rows=BATCH_ROWS)
-            self._open.callback(judge.close)
-            members.append(judge)
+        members = [self._member(kind, s) for s in kind.members(self.seed, self._run.seeds)]
         return members[0] if len(members) == 1 else EnsembleJudge(members)
+
+    def _member(self, kind: Kind, seed: int) -> Judge:
+        folder = self._run.model(kind.model, seed)
+        if kind.reading == "text":
+            return TextJudge(self._engine(folder), orders="one", max_new_tokens=_VERDICT_TOKENS)
+        loaded = load(str(folder), "cpu")
+        judge = TransformersJudge(loaded, kind=kind.reading, max_rows=BATCH_ROWS)
+        self._open.callback(judge.close)
+        return judge
 
     def _ask(self, judge: Judge | None = None) -> EngineAsk:
         return EngineAsk(self._remembering, "generator", self._run.settings, judge)
@@ -245,22 +262,19 @@ class Seed:
     async def card(self, name: str) -> JudgeCard:
         """Gold stages against the generator's first faults on other scenes."""
         pairs: list[JudgePair] = []
-        for example in single(CARD, self.seed, CARD_QUESTIONS):
+        for example in single(CARD, self.seed, CARD_QUESTIONS, self._run.task):
             texts = await sample_texts(self._generator, example, self.seed, 2)
-            for text in dict.fromkeys(texts):
-                fault = first_fault(example, text)
-                if fault is not None:
-                    shown = (fault.chosen, fault.rejected)
-                    pairs.append(
-                        JudgePair(
-                            prompt_of(example),
-                            fault.stage,
-                            fault.prefix,
-                            shown,
-                            0,
-                            example.category,
-                        )
-                    )
+            pairs += [
+                JudgePair(
+                    prompt_of(example),
+                    fault.stage,
+                    fault.prefix,
+                    (fault.chosen, fault.rejected),
+                    0,
+                    example.category,
+                )
+                for fault in faults_of(example, texts)
+            ]
         return await judge_card(self.judge(name), pairs)
 
     async def _asked(
@@ -372,6 +386,7 @@ def main(
         str, typer.Option(help="Which model generates: generator or longer.")
     ] = "generator",
     temperature: Annotated[float, typer.Option(help="Of the candidates.")] = 1.0,
+    task: Annotated[SceneQuestions, typer.Option(help="What is asked about scenes.")] = "mixed",
     kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
 ) -> None:
@@ -381,16 +396,15 @@ def main(
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     asked = seed if only is None else [only]
-    run = Run(kept, tuple(seed), questions, generator, temperature)
+    run = Run(kept, tuple(seed), questions, generator, temperature, task)
     run.make_models(judge, asked)
     found = asyncio.run(measure(judge, asked, run, console))
     seconds = {
         f"{path.parent.name}/{path.stem}": float(path.read_text())
-        for path in sorted(kept.glob("seed-*/*.cpu_seconds"))
+        for path in sorted(home(kept, task).glob("seed-*/*.cpu_seconds"))
     }
-    measured = JudgesBenchmark(
-        found, N, generator, temperature, seconds, torch.__version__, transformers.__version__
-    )
+    versions = torch.__version__, transformers.__version__
+    measured = JudgesBenchmark(found, N, generator, temperature, seconds, *versions, task)
     write_figures(measured, output, console, [table(measured)])
 
 

@@ -23,9 +23,9 @@ _HEAD = 64  # numbers of an attention head
 ROWS_A_STEP = 8
 
 
-def vocabulary() -> list[str]:
+def vocabulary(source: ScenesSource | None = None) -> list[str]:
     """Texts with the words of the scenes and of judging them."""
-    scenes = draw(ScenesSource(rows=_ROWS_IN_VOCABULARY))
+    scenes = draw(source or ScenesSource(rows=_ROWS_IN_VOCABULARY))
     return [*wording(), *(message.text for scene in scenes for message in scene.messages)]
 
 

@@ -25,6 +25,7 @@ from jobs.benchmarks.figures import write_figures
 from jobs.benchmarks.judges import KEPT, KINDS, SEEDS, Rows, Run, Seed
 from stagebeam.evaluation.answers import name_of
 from stagebeam.evaluation.statistics import Interval, wilson
+from stagebeam.source_config import SceneQuestions
 
 OUTPUT = Path("runs/bench/scaling.json")
 PLOT = Path("runs/bench/scaling.svg")
@@ -53,24 +54,26 @@ class Scaling:
     judges: dict[str, dict[str, Point]]
     questions: int
     seed: int
+    candidates: tuple[int, ...]
     torch: str
     transformers: str
+    task: SceneQuestions = "mixed"
 
 
 async def measure(
-    names: Sequence[str], seed: int, run: Run, console: Console
+    names: Sequence[str], seed: int, run: Run, candidates: Sequence[int], console: Console
 ) -> dict[str, dict[str, Point]]:
     """Every judge at every N."""
     asked = Seed(seed, run, console)
     try:
-        plain = await asked.plain(CANDIDATES)
+        plain = await asked.plain(candidates)
         found = {}
         for name in names:
-            rows: dict[str, Rows] = {**plain, **await asked.judged(name, CANDIDATES)}
+            rows: dict[str, Rows] = {**plain, **await asked.judged(name, candidates)}
             points = {
                 key: _point([row.correct for row in answers]) for key, answers in rows.items()
             }
-            for n in CANDIDATES:
+            for n in candidates:
                 whole = rows[name_of("best_of_n", n)]
                 points[f"oracle@{n}"] = _point([bool(row.oracle) for row in whole])
             alone = await asked.alone(name)
@@ -90,7 +93,7 @@ def draw(measured: Scaling, path: Path) -> None:
     figure = Figure(figsize=(3.4 * len(measured.judges), 4.0), layout="constrained")
     panels = figure.subplots(1, len(measured.judges), sharey=True, squeeze=False)[0]
     for axes, (name, points) in zip(panels, measured.judges.items(), strict=True):
-        _panel(axes, name, points)
+        _panel(axes, name, points, measured.candidates)
     panels[0].set_ylabel("right")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
@@ -98,16 +101,16 @@ def draw(measured: Scaling, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _panel(axes: Axes, name: str, points: dict[str, Point]) -> None:
+def _panel(axes: Axes, name: str, points: dict[str, Point], candidates: tuple[int, ...]) -> None:
     for method, label, colour, marker, line in _LINES:
-        shown = [points[name_of(method, n)] for n in CANDIDATES]
+        shown = [points[name_of(method, n)] for n in candidates]
         ys = [point.accuracy for point in shown]
         errors = [
             [point.accuracy - point.interval[0] for point in shown],
             [point.interval[1] - point.accuracy for point in shown],
         ]
         axes.errorbar(
-            CANDIDATES,
+            candidates,
             ys,
             yerr=errors,
             color=colour,
@@ -120,7 +123,7 @@ def _panel(axes: Axes, name: str, points: dict[str, Point]) -> None:
     alone = points["judge_alone"].accuracy
     axes.axhline(alone, color="#cf5a8c", lw=1.2, ls=":", label="judge's model alone")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(CANDIDATES, [str(n) for n in CANDIDATES])
+    axes.set_xticks(candidates, [str(n) for n in candidates])
     axes.set_xlabel("N")
     axes.set_title(name)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -131,6 +134,8 @@ def main(
     judge: Annotated[list[str], typer.Option(help=f"Judges: {', '.join(KINDS)}.")] = list(KINDS),  # noqa: B006
     seed: Annotated[int, typer.Option(help="Seed of the models and scenes.")] = 0,
     questions: Annotated[int, typer.Option(help="Fresh scenes.")] = QUESTIONS,
+    most: Annotated[int, typer.Option(help="Draw N up to this.")] = CANDIDATES[-1],
+    task: Annotated[SceneQuestions, typer.Option(help="What is asked about scenes.")] = "mixed",
     kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
     plot: Annotated[Path, typer.Option(help="Where the plot goes, as SVG.")] = PLOT,
@@ -140,10 +145,12 @@ def main(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     console = Console()
-    run = Run(kept, SEEDS, questions)
+    run = Run(kept, SEEDS, questions, task=task)
     run.make_models(judge, [seed])
-    found = asyncio.run(measure(judge, seed, run, console))
-    measured = Scaling(found, questions, seed, torch.__version__, transformers.__version__)
+    candidates = tuple(n for n in CANDIDATES if n <= most)
+    found = asyncio.run(measure(judge, seed, run, candidates, console))
+    versions = torch.__version__, transformers.__version__
+    measured = Scaling(found, questions, seed, candidates, *versions, task)
     draw(measured, plot)
     write_figures(measured, output, console)
 

@@ -15,6 +15,9 @@ _IMAGE_ROOT = (
 )
 
 
+SceneQuestions = Literal["mixed", "hunt"]
+
+
 class HeldOut(Section):
     """Rows kept from training, chosen by a hash of their images."""
 
@@ -39,6 +42,12 @@ class ScenesSource(_Source):
     rows: PositiveInt = Field(description="Examples to draw; a multi-turn example is one row.")
     seed: int = Field(0, description="Seed of the drawing; other seeds give other scenes.")
     difficulty: int = Field(2, ge=1, le=3, description="1 few colours and objects, 3 many.")
+    # Left out of a dump while it is the default: marks of shards that are there stay what they are.
+    questions: SceneQuestions = Field(
+        "mixed",
+        exclude_if=lambda value: value == "mixed",
+        description="`mixed` the usual kinds; `hunt` which three of six numbers make another.",
+    )
     deduplicate: bool = Field(False, description="What is drawn may be drawn again.")
 
 

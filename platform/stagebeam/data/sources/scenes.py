@@ -18,6 +18,7 @@ from PIL import ImageDraw
 
 from stagebeam.data.sources import scene_questions as ask
 from stagebeam.data.sources.files import hash_of
+from stagebeam.data.sources.scene_hunts import hunt
 from stagebeam.data.sources.scene_questions import Question, Thing
 from stagebeam.data.sources.span import Span
 from stagebeam.records import Example, Image, Message
@@ -53,6 +54,7 @@ LEVELS = {
     2: Level(_COLOURS[:5], ("circle", "square", "triangle"), (3, 6), 7),
     3: Level(_COLOURS, ("circle", "square", "triangle", "cross"), (4, 8), 9),
 }
+_LARGEST = {1: 10, 2: 15, 3: 20}  # number of a hunt
 # Share of each kind of example, in percent.
 _SHARES = (("shapes", 66), ("chart", 24), ("text", 10))
 _MULTIPLE_CHOICE = 0.25
@@ -92,7 +94,11 @@ def draw_range(source: ScenesSource, start: int, stop: int) -> Iterator[Example]
     level = LEVELS[source.difficulty]
     for index in range(start, stop):
         rng = random.Random(f"{source.seed}/{source.split}/{index}")
-        yield _example(rng, level, f"scenes-{source.seed}-{source.split}-{index:07d}", source.split)
+        name = f"scenes-{source.seed}-{source.split}-{index:07d}"
+        if source.questions == "mixed":
+            yield _example(rng, level, name, source.split)
+        else:
+            yield _hunt_example(rng, source, name)
 
 
 def _example(rng: random.Random, level: Level, name: str, split: str) -> Example:
@@ -123,6 +129,19 @@ def _example(rng: random.Random, level: Level, name: str, split: str) -> Example
         answer=last.answer,
         category=last.category,
         choices=last.choices,
+    )
+
+
+def _hunt_example(rng: random.Random, source: ScenesSource, name: str) -> Example:
+    question = hunt(rng, _LARGEST[source.difficulty])
+    return Example(
+        id=name,
+        images=(),
+        messages=_turn(question),
+        source="scenes/hunt",
+        split=source.split,
+        answer=question.answer,
+        category=question.category,
     )
 
 
