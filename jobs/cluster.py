@@ -13,6 +13,8 @@ from pathlib import Path
 import ray
 from ray.data import DataContext
 
+from jobs.head_watch import watching_head
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCAL_OBJECT_STORE = 1 << 30  # bytes; shards are streamed, never held
 # A Unix socket's path has at most 107 bytes, and Ray's add 64 to the session folder's.
@@ -28,7 +30,8 @@ def ray_session() -> Iterator[None]:
     """Connect to the cluster named by RAY_ADDRESS (`ray job submit` sets it), or start one here.
 
     A local cluster is stopped and its session folder removed at the end, unless the job failed:
-    then its logs are left and their place is said.
+    then its logs are left and their place is said. Where the head of another is lost, this process
+    ends with a sentence.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -38,10 +41,11 @@ def ray_session() -> Iterator[None]:
         # Relative: every node unpacks the shipped folder somewhere else, and starts workers in it.
         shipped = {} if os.environ.get("PYTHONPATH") else {"PYTHONPATH": "platform"}
         ray.init(log_to_driver=False, runtime_env={"env_vars": shipped | SERVE_ENV})
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        with watching_head(ray.get_runtime_context().gcs_address):
+            try:
+                yield
+            finally:
+                ray.shutdown()
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a bare init may switch it on
     folder = session_folder()

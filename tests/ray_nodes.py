@@ -11,13 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
-from namespaces import Bridge, Place, bridge
 from processes import family, kill_family
 
 BIN = Path(sys.executable).parent
@@ -30,7 +29,6 @@ class Node:
 
     id: str
     process: subprocess.Popen[bytes]
-    place: Place | None = None  # where it has an address of its own
 
     def runs(self, pid: int) -> bool:
         """Whether a process is one of this node's."""
@@ -43,10 +41,7 @@ class Node:
         return family(psutil.Process(self.process.pid))
 
     def kill(self) -> None:
-        """The machine goes down: all its processes at once, and none says goodbye. Where it has an
-        address, that is silent from now on."""
-        if self.place is not None:
-            self.place.cut()
+        """The machine goes down: all its processes at once, and none says goodbye."""
         if self.process.poll() is None:
             kill_family(psutil.Process(self.process.pid))
             self.process.wait()
@@ -55,18 +50,11 @@ class Node:
 class RayCluster:
     """A head, and the nodes that are added to it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        env: Mapping[str, str],
-        token: str | None = None,
-        network: Bridge | None = None,
-    ) -> None:
-        self._folder, self._env, self._network = folder, dict(env), network
+    def __init__(self, folder: Path, env: Mapping[str, str], token: str | None = None) -> None:
+        self._folder, self._env = folder, dict(env)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         gcs, dashboard = free_port(), free_port()
-        self._host = "127.0.0.1" if network is None else network.address
-        self.address = f"{self._host}:{gcs}"
+        self.address = f"127.0.0.1:{gcs}"
         self.url = f"http://127.0.0.1:{dashboard}"  # of the dashboard
         self._head_ports = [f"--port={gcs}", f"--dashboard-port={dashboard}"]
         self.nodes: list[Node] = []  # in the order of joining, the head first
@@ -77,11 +65,9 @@ class RayCluster:
         return self.nodes[0]
 
     def start(self, cpus: int) -> Node:
-        """The head, alone; also once more, after it was lost."""
+        """The head, alone."""
         own = ["--head", *self._head_ports, f"--temp-dir={self._folder}"]
         own += [f"--ray-client-server-port={free_port()}"]
-        if self._network is not None:
-            own += [f"--node-ip-address={self._host}"]
         head = self._join(own, cpus)
         self.nodes.insert(0, head)
         return head
@@ -89,11 +75,7 @@ class RayCluster:
     def add(self, cpus: int = 1) -> Node:
         """One more node, once the head knows it. They come one by one: together they may take the
         same ports."""
-        joining = [f"--address={self.address}"]
-        place = None if self._network is None else self._network.add()
-        if place is not None:
-            joining += [f"--node-ip-address={place.address}"]
-        self.nodes.append(self._join(joining, cpus, place))
+        self.nodes.append(self._join([f"--address={self.address}"], cpus))
         return self.nodes[-1]
 
     def lose(self, node: Node) -> None:
@@ -120,9 +102,8 @@ class RayCluster:
             return set()
         return {n["raylet"]["nodeId"] for n in nodes if n["raylet"].get("state") == "ALIVE"}
 
-    def _join(self, arguments: Sequence[str], cpus: int, place: Place | None = None) -> Node:
-        command = [] if place is None else place.command
-        command += [str(BIN / "ray"), "start", *arguments, "--block", "--disable-usage-stats"]
+    def _join(self, arguments: Sequence[str], cpus: int) -> Node:
+        command = [str(BIN / "ray"), "start", *arguments, "--block", "--disable-usage-stats"]
         command += [f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--dashboard-agent-listen-port={free_port()}"]
@@ -143,33 +124,27 @@ class RayCluster:
             time.sleep(0.3)
         self._known |= joined
         (id_,) = joined
-        return Node(id_, process, place)
+        return Node(id_, process)
 
 
 @contextmanager
 def ray_cluster(
-    *,
-    head_cpus: int = 0,
-    token: str | None = None,
-    path: Sequence[Path] = (),
-    own_addresses: bool = False,
-    **env: str,
+    *, head_cpus: int = 0, token: str | None = None, path: Sequence[Path] = ()
 ) -> Iterator[RayCluster]:
     """A head that takes no work unless it has CPUs. Workers find what lies on `path`, and nothing
-    else of the repository; `env` is what all nodes have besides. With addresses of their own the
-    nodes are in network namespaces, the head in this process's."""
+    else of the repository."""
     # Not where other sessions on this machine would look for a cluster to join.
     folder = Path(tempfile.mkdtemp(prefix="sb-", dir="/tmp"))
     shared = environment(token) | {"OMP_NUM_THREADS": "1", "RAY_raylet_start_wait_time_s": "120"}
     if path:
         shared["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        network = stack.enter_context(bridge()) if own_addresses else None
-        cluster = RayCluster(folder, shared | env, token, network)
-        stack.callback(cluster.stop)
+    cluster = RayCluster(folder, shared, token)
+    try:
         cluster.start(head_cpus)
         yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from ray_nodes import Node, RayCluster
 SPAN = 250  # rows of a stretch, which one task reads
 DRAWN, HELD_OUT = 8000, 300
 READ = ROWS + DRAWN + HELD_OUT
-STRETCHES = ROWS // SPAN + DRAWN // SPAN + -(-HELD_OUT // SPAN)
 
 
 def write_recipe(folder: Path, source: dict[str, object]) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from bad_requests import body
 from ray_nodes import Node, RayCluster
@@ -17,15 +16,14 @@ from serving_nodes import ENGINES, joined, loaded_node, spread, where
 from waiting import wait_until
 
 from jobs.benchmarks.serve_chaos import figures_of
-from jobs.benchmarks.serve_load import Reply, arrivals, ask_at, decisions
-from stagebeam.recipe import Autoscaling, LightScaling
+from jobs.benchmarks.serve_load import Reply, arrivals, ask_at
+from stagebeam.recipe import Autoscaling
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 QUESTIONS, RATE = 240, 2.0  # a second
 PATIENCE_S = 600.0  # for an answer
 PAIR = Autoscaling(num_cpus=0.2, min_replicas=2, max_replicas=2)
-GATEWAYS = LightScaling(num_cpus=0.1, min_replicas=2, max_replicas=2)
 
 Replies = list[Reply]
 
@@ -39,27 +37,6 @@ def questions(count: int) -> list[dict[str, Any]]:
 
 async def ask(url: str, bodies: Sequence[dict[str, Any]]) -> Replies:
     return await ask_at(url, bodies, arrivals(RATE, len(bodies), 0), patience_s=PATIENCE_S)
-
-
-async def ask_as_a_user(url: str, bodies: Sequence[dict[str, Any]]) -> Replies:
-    """By OpenAI's client as it is, which asks again after a failure of the server's."""
-    began = time.perf_counter()
-
-    async def one(asked: dict[str, Any], due: float) -> Reply:
-        await asyncio.sleep(max(0.0, due - (time.perf_counter() - began)))
-        told = {"model": asked["model"], "messages": asked["messages"]}
-        extra = {"search": asked["search"]}
-        try:
-            reply = await client.chat.completions.create(**told, extra_body=extra)
-        except openai.APIError as error:
-            status = getattr(error, "status_code", 0)
-            return Reply(time.perf_counter() - began - due, status, None)
-        trace = (reply.model_extra or {})["trace"]
-        return Reply(time.perf_counter() - began - due, 200, decisions(trace))
-
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
-        due = arrivals(RATE, len(bodies), 0)
-        return await asyncio.gather(*(one(b, at) for b, at in zip(bodies, due, strict=True)))
 
 
 def working(log: Path, pids: list[int]) -> bool:
@@ -108,22 +85,4 @@ async def test_no_question_is_lost_or_answered_otherwise(
         print(spread(cluster))
     figures = figures_of(calm, replies, kills=1)
     print(f"serve: {figures}; engines as many as before after {seconds:.0f} s")
-    assert (figures.lost, figures.changed) == (0, 0)
-
-
-async def test_whoever_asks_again_has_an_answer_where_a_gateway_goes_too(
-    cluster: RayCluster, tmp_path: Path
-) -> None:
-    bodies = questions(QUESTIONS // 2)
-    several = {"generators": PAIR, "judges": PAIR, "gateway": GATEWAYS}
-    with joined(cluster), scripted(tmp_path, candidates=3, **several) as url:
-        print(spread(cluster))
-        calm = await ask_as_a_user(url, bodies)
-        engines = [node for name in ENGINES for node, _ in where(cluster, name)]
-        lost = next(node for node, _ in where(cluster, "gateway") if node in engines)
-        asking = ask_as_a_user(url, bodies)
-        replies, seconds = await losing(cluster, lost, tmp_path, asking)
-        print(spread(cluster))
-    figures = figures_of(calm, replies, kills=1)
-    print(f"serve, a gateway lost: {figures}; engines as many as before after {seconds:.0f} s")
     assert (figures.lost, figures.changed) == (0, 0)
