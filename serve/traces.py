@@ -3,8 +3,11 @@ asked for them: an id of a trace can be guessed by who knows the question."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
 
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from serve import logs
@@ -12,6 +15,9 @@ from serve.visitor import key_name
 from stagebeam.search.trace import Trace
 
 KEPT_TRACES = 1000
+_PUT_S = 2.0  # that an answer waits at most for its trace to be kept
+
+_logger = logging.getLogger("ray.serve")
 
 
 class KeptTraces:
@@ -41,12 +47,20 @@ class TraceStore:
         self._own, self._shared = KeptTraces(), shared
 
     async def put(self, reply_id: str, trace: Trace) -> None:
-        """Returns when every gateway can find it. The log's lines of this request name it."""
+        """Returns when every gateway can find it. The log's lines of this request name it.
+
+        Where what they share is away, with its node perhaps, nobody can: an answer does not wait
+        for its trace to be kept.
+        """
         logs.about(trace.id)
         if self._shared is None:
             self._own.put(key_name.get(), reply_id, trace)
-        else:
-            await self._shared.put.remote(key_name.get(), reply_id, trace)
+            return
+        try:
+            async with asyncio.timeout(_PUT_S):
+                await self._shared.put.remote(key_name.get(), reply_id, trace)
+        except (RayActorError, TimeoutError):
+            _logger.warning("The trace is not kept: the traces' replica does not answer.")
 
     async def get(self, key: str) -> Trace | None:
         """The trace, if it is still kept."""
