@@ -9,16 +9,16 @@ import yaml
 
 
 def write_preparation(
-    folder: Path, *sources: dict[str, object], held_out: bool = True, **data: object
+    folder: Path, *sources: dict[str, object], evaluated: bool = True, **data: object
 ) -> Path:
-    """A recipe with these sources, its shards in `folder/train` and, where there are held-out ones,
-    `folder/test`."""
+    """A recipe with these sources, its shards in `folder/train` and, where it is to be evaluated,
+    `folder/test`; `data` are further settings of that section."""
     recipe: dict[str, object] = {
         "name": "small",
         "model": {"path": "unused"},
         "data": {"shards": str(folder / "train"), "sources": list(sources), **data},
     }
-    if held_out:
+    if evaluated:
         recipe["evaluation"] = {
             "output_dir": str(folder / "report"),
             "shards": str(folder / "test"),

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import psutil
@@ -60,15 +61,8 @@ def cluster() -> Iterator[None]:
 def write_recipe(tmp_path: Path) -> Write:
     """A recipe with these sources, its shards under tmp_path."""
 
-    def write(
-        *sources: dict[str, object],
-        held_out: bool = True,
-        held_out_rows: dict[str, object] | None = None,
-        **data: object,
-    ) -> Path:
-        if held_out_rows is not None:
-            data["held_out"] = held_out_rows
-        return write_preparation(tmp_path, *sources, held_out=held_out, **data)
+    def write(*sources: dict[str, object], **settings: Any) -> Path:
+        return write_preparation(tmp_path, *sources, **settings)
 
     return write
 
@@ -118,14 +112,14 @@ def test_held_out_sources_go_to_the_evaluations_shards(write_recipe: Write, tmp_
         tmp_path / "train": {"train": 5},
         tmp_path / "test": {"test": 3, "val": 2},
     }
-    together = Layout.of(load_recipe(write_recipe(*sources, held_out=False)))
+    together = Layout.of(load_recipe(write_recipe(*sources, evaluated=False)))
     assert together.folders == (tmp_path / "train",)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_share_of_the_training_rows_is_held_out(write_recipe: Write, tmp_path: Path) -> None:
     held_out = {"share": 0.2, "split": "val"}
-    one = write_recipe(scenes(500), rows_per_shard=100, held_out_rows=held_out)
+    one = write_recipe(scenes(500), rows_per_shard=100, held_out=held_out)
     manifests = prepare(load_recipe(one))
     train, val = manifests[tmp_path / "train"], manifests[tmp_path / "test"]
     assert train.splits == {"train": train.rows} and val.splits == {"val": val.rows}
@@ -133,7 +127,7 @@ def test_a_share_of_the_training_rows_is_held_out(write_recipe: Write, tmp_path:
 
 
 def test_rows_are_not_held_out_into_training(write_recipe: Write) -> None:
-    path = write_recipe(scenes(5), held_out_rows={"share": 0.2, "split": "train"})
+    path = write_recipe(scenes(5), held_out={"share": 0.2, "split": "train"})
     with pytest.raises(ValueError, match="must be another split than train"):
         prepare(load_recipe(path))
 
@@ -382,7 +376,7 @@ def test_a_killed_run_is_continued_to_the_same_shards(
     cluster: None, write_recipe: Write, faulty: Faulty, tmp_path: Path, ray_folder: Path
 ) -> None:
     sources = (faulty.source, scenes(6000), scenes(300, split="test"))
-    data: dict[str, object] = {"rows_per_shard": SPAN, "held_out_rows": {"share": 0.1}}
+    data: dict[str, object] = {"rows_per_shard": SPAN, "held_out": {"share": 0.1}}
     path = write_recipe(*sources, **data)
     folders = (tmp_path / "train", tmp_path / "test")
     manifests = prepare(load_recipe(path))
