@@ -15,7 +15,7 @@ _IMAGE_ROOT = (
 )
 
 
-SceneQuestions = Literal["mixed", "hunt"]
+SceneQuestions = Literal["mixed", "hunt", "two_hunts"]
 
 
 class HeldOut(Section):
@@ -46,7 +46,8 @@ class ScenesSource(_Source):
     questions: SceneQuestions = Field(
         "mixed",
         exclude_if=lambda value: value == "mixed",
-        description="`mixed` the usual kinds; `hunt` which three of six numbers make another.",
+        description="`mixed` the usual kinds; `hunt` which three of six numbers make another; "
+        "`two_hunts` two of these in one question.",
     )
     deduplicate: bool = Field(False, description="What is drawn may be drawn again.")
 

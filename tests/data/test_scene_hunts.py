@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 
@@ -58,6 +58,27 @@ def test_the_reasoning_counts_down_to_nothing_and_the_conclusion_is_the_answer()
         assert (minus, less, again, most) == (least, middle, left, rest)
         assert (total - least, left - middle) == (left, rest)
         assert example.answer == f"{least}, {middle}, {most}"
+
+
+def test_two_hunts_have_a_stage_each_and_both_are_in_the_answer() -> None:
+    form = (
+        r"First: ([\d, ]+)\. Second: ([\d, ]+)\. Which three of the first make (\d+), and which "
+        r"three of the second make (\d+)\?"
+    )
+    for example in draw(ScenesSource(rows=200, questions="two_hunts")):
+        found = re.fullmatch(form, example.messages[0].text)
+        assert found
+        answer = parse(example.messages[1].text)
+        assert answer.valid and answer.conclusion == example.answer
+        named = (example.answer or "").split("; ")
+        stages = (Stage.CAPTION, Stage.REASONING)
+        for listed, total, three, stage in zip(
+            (found[1], found[2]), (found[3], found[4]), named, stages, strict=True
+        ):
+            numbers, chosen = listed.split(", "), three.split(", ")
+            makes = [c for c in combinations(map(int, numbers), 3) if sum(c) == int(total)]
+            assert [sorted(c) for c in makes] == [[int(n) for n in chosen]]
+            assert re.findall(r"(\d+)[:.](?: \d+ minus| ?$)", answer.bodies[stage]) == chosen
 
 
 def test_a_hunt_is_one_question_without_a_picture() -> None:

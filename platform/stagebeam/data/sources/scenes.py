@@ -18,7 +18,7 @@ from PIL import ImageDraw
 
 from stagebeam.data.sources import scene_questions as ask
 from stagebeam.data.sources.files import hash_of
-from stagebeam.data.sources.scene_hunts import hunt
+from stagebeam.data.sources.scene_hunts import hunt, two_hunts
 from stagebeam.data.sources.scene_questions import Question, Thing
 from stagebeam.data.sources.span import Span
 from stagebeam.records import Example, Image, Message
@@ -133,12 +133,13 @@ def _example(rng: random.Random, level: Level, name: str, split: str) -> Example
 
 
 def _hunt_example(rng: random.Random, source: ScenesSource, name: str) -> Example:
-    question = hunt(rng, _LARGEST[source.difficulty])
+    draw_question = hunt if source.questions == "hunt" else two_hunts
+    question = draw_question(rng, _LARGEST[source.difficulty])
     return Example(
         id=name,
         images=(),
         messages=_turn(question),
-        source="scenes/hunt",
+        source=f"scenes/{source.questions}",
         split=source.split,
         answer=question.answer,
         category=question.category,
