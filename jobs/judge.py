@@ -21,6 +21,7 @@ from rich.console import Console
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
+from jobs.runs import tracked_run
 from jobs.train import TrainSummary, ensure_model, finished, plan_of, required_train, run_training
 from stagebeam.data.preferences import (
     Preference,
@@ -37,7 +38,7 @@ from stagebeam.records import Example
 from stagebeam.search.seeds import candidate_seed, question_key
 from stagebeam.stages import Stage
 from stagebeam.storage import Place
-from stagebeam.tracking import Run, run_id, start_run
+from stagebeam.tracking import Run
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.launch import Job
 from stagebeam.training.tasks import PreferenceTask
@@ -188,16 +189,10 @@ def main(
         folder = required(loaded).output_dir
         trained_generator(loaded)  # before anything is written
         console = Console()
-        settings = loaded.model_dump(mode="json")
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        tracked = {"job_type": "judge", "run_id": run_id(folder)}
-        run = start_run(loaded.tracking, loaded.name, settings, folder, **tracked)
-        try:
-            with ray_session():
-                summary = train_judge(loaded, run, console)
-        finally:
-            run.finish()
+        with tracked_run(loaded, folder, "judge") as run, ray_session():
+            summary = train_judge(loaded, run, console)
         console.print(f"{summary.steps} steps, loss {summary.final_loss:.4f}: {summary.model}")
 
     run_job(job)

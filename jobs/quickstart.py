@@ -26,6 +26,7 @@ from jobs.judge import train_judge
 from jobs.prepare import prepare
 from jobs.progress import StepBar
 from jobs.repeat import repeat_of
+from jobs.runs import tracked_run
 from jobs.served_card import beside_alone
 from jobs.tracked import track
 from jobs.train import TrainSummary, train
@@ -43,7 +44,7 @@ from stagebeam.evaluation.results import (
 from stagebeam.recipe import EvaluationConfig, Recipe, ServeConfig, load_recipe
 from stagebeam.records import Example
 from stagebeam.storage import on_disk
-from stagebeam.tracking import Run, run_id, start_run
+from stagebeam.tracking import Run
 
 RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 FULL_CANDIDATES = (1, 2, 4, 8)
@@ -152,19 +153,8 @@ def main(
             loaded = with_full_search(loaded, loaded.evaluation)
         console = Console()
         began = time.perf_counter()
-        run = start_run(
-            loaded.tracking,
-            loaded.name,
-            loaded.model_dump(mode="json"),
-            folder,
-            job_type="quickstart",
-            run_id=run_id(folder),
-        )
-        try:
-            with ray_session():
-                page = Quickstart(loaded, run, console, fresh=fresh)()
-        finally:
-            run.finish()
+        with tracked_run(loaded, folder, "quickstart") as run, ray_session():
+            page = Quickstart(loaded, run, console, fresh=fresh)()
         console.print(f"Report: {page}  ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
 
     run_job(job)

@@ -19,6 +19,7 @@ from rich.console import Console
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
+from jobs.runs import tracked_run
 from jobs.training_watch import Watch
 from stagebeam.data.layout import TRAIN_SPLIT
 from stagebeam.data.ledger import Plan
@@ -31,7 +32,7 @@ from stagebeam.models.registry import family_of
 from stagebeam.models.tiny.build import build_tiny
 from stagebeam.recipe import DataConfig, ModelConfig, Recipe, load_recipe
 from stagebeam.storage import Place, is_url, remove_tree
-from stagebeam.tracking import Run, run_id, start_run
+from stagebeam.tracking import Run
 from stagebeam.train_config import TrainConfig
 from stagebeam.training.heldout import open_rows
 from stagebeam.training.launch import Job, fit
@@ -222,20 +223,12 @@ def main(
         console = Console()
         if fresh:
             remove_tree(config.output_dir)
-        with working_copy(_tracked_in(config.output_dir)) as folder:
-            run = start_run(
-                loaded.tracking,
-                loaded.name,
-                loaded.model_dump(mode="json"),
-                folder,
-                job_type="train",
-                run_id=run_id(folder),
-            )
-            try:
-                with ray_session():
-                    summary = train(loaded, run, console)
-            finally:
-                run.finish()
+        with (
+            working_copy(_tracked_in(config.output_dir)) as folder,
+            tracked_run(loaded, folder, "train") as run,
+            ray_session(),
+        ):
+            summary = train(loaded, run, console)
         console.print(f"{summary.steps} steps, loss {summary.final_loss:.4f}: {summary.model}")
 
     run_job(job)

@@ -23,7 +23,7 @@ def stage_pairs(example: Example, answers: Sequence[str]) -> list[Preference]:
         right = [a for a in alive if _holds(stage, a, gold[stage], example)]
         wrong = [a for a in alive if a not in right]
         pairs += [
-            _pair(example, stage, prefix, _text(stage, a), _text(stage, b))
+            Preference.about(example, stage, prefix, _text(stage, a), _text(stage, b))
             for a, b in zip(right, wrong, strict=False)
             if a.bodies[stage] != b.bodies[stage]
         ]
@@ -40,7 +40,7 @@ def answer_pairs(example: Example, answers: Sequence[str]) -> list[Preference]:
     right = [a for a in whole if correct(a.conclusion, example)]
     wrong = [a for a in whole if a not in right]
     return [
-        _pair(example, Stage.CONCLUSION, "", _all(a), _all(b))
+        Preference.about(example, Stage.CONCLUSION, "", _all(a), _all(b))
         for a, b in zip(right, wrong, strict=False)
     ]
 
@@ -64,16 +64,3 @@ def _text(stage: Stage, answer: StagedAnswer) -> str:
 
 def _all(answer: StagedAnswer) -> str:
     return "".join(_text(stage, answer) for stage in STAGES)
-
-
-def _pair(example: Example, stage: Stage, prefix: str, chosen: str, rejected: str) -> Preference:
-    return Preference(
-        id=example.id,
-        images=example.images,
-        messages=example.messages[:-1],
-        stage=stage,
-        prefix=prefix,
-        chosen=chosen,
-        rejected=rejected,
-        category=example.category,
-    )

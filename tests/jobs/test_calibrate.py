@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,12 +46,6 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(scripted_server, "ScriptedJudge", Pointwise)
     with http_world(WorldSearcher(WORLD, ScriptedGenerator(WORLD))) as url:
         yield url
-
-
-@pytest.fixture
-def console() -> Iterator[Console]:
-    with open(os.devnull, "w") as nowhere:
-        yield Console(file=nowhere)
 
 
 def recipe_of(folder: Path, **search: Any) -> Recipe:

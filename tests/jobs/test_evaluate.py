@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
@@ -34,14 +33,11 @@ from stagebeam.recipe import DataConfig, JudgeConfig, Recipe, ServeConfig, load_
 from stagebeam.records import Example
 from stagebeam.search.calibration import read_calibration, write_calibration
 
+pytestmark = pytest.mark.usefixtures("no_key")
+
 ROOT = Path(__file__).parents[2]
 ROWS = 24
 METHODS = 4  # greedy and three searches at one N
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +79,6 @@ def recipe_file(world, tmp_path) -> Path:
 @pytest.fixture
 def recipe(recipe_file) -> Recipe:
     return load_recipe(recipe_file)
-
-
-@pytest.fixture
-def console():
-    with open(os.devnull, "w") as nowhere:
-        yield Console(file=nowhere)
 
 
 def report_of(recipe: Recipe) -> dict:

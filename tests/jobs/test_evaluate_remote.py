@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,10 @@ from stagebeam.data.writing import write_shards
 from stagebeam.recipe import DataConfig, Recipe
 from stagebeam.storage import RemotePath
 
+pytestmark = pytest.mark.usefixtures("no_key")
+
 ROWS, SOME = 12, 5
 METHODS = 4  # greedy and three searches at one N
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-@pytest.fixture
-def console() -> Iterator[Console]:
-    with open(os.devnull, "w") as nowhere:
-        yield Console(file=nowhere)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +25,12 @@ from stagebeam.evaluation.benchmarks import BENCHMARKS
 from stagebeam.evaluation.benchmarks.asking import example_of
 from stagebeam.recipe import DataConfig, Recipe, load_recipe
 
+pytestmark = pytest.mark.usefixtures("no_key")
+
 SCENES = tuple(example(number) for number in range(6))
 ROWS = 9
 METHODS = 4  # greedy and three searches at one N
 MMSTAR = BENCHMARKS["MMStar"]
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-@pytest.fixture
-def console() -> Iterator[Console]:
-    with open(os.devnull, "w") as nowhere:
-        yield Console(file=nowhere)
 
 
 @pytest.fixture

@@ -54,6 +54,22 @@ class Preference:
     margin: float | None = None  # log-odds of the judge whose word it is; None where it is known
     trace: str | None = None  # id of the trace that it was found in
 
+    @classmethod
+    def about(
+        cls, example: Example, stage: Stage, prefix: str, chosen: str, rejected: str
+    ) -> Preference:
+        """Of two texts of one stage of an example's last answer."""
+        return cls(
+            id=example.id,
+            images=example.images,
+            messages=example.messages[:-1],
+            stage=stage,
+            prefix=prefix,
+            chosen=chosen,
+            rejected=rejected,
+            category=example.category,
+        )
+
 
 def first_fault(example: Example, answer: str) -> Preference | None:
     """The first stage in which a sampled answer differs from the gold one, against the gold.
@@ -72,16 +88,8 @@ def first_fault(example: Example, answer: str) -> Preference | None:
             continue
         if not found.get(stage):
             return None
-        return Preference(
-            id=example.id,
-            images=example.images,
-            messages=example.messages[:-1],
-            stage=stage,
-            prefix=prefix,
-            chosen=right,
-            rejected=space + wrap(stage, found[stage]),
-            category=example.category,
-        )
+        wrong = space + wrap(stage, found[stage])
+        return Preference.about(example, stage, prefix, right, wrong)
     return None
 
 
