@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.arguments import RecipeFile
 from jobs.errors import run_job
 from jobs.progress import StepBar
 from stagebeam.annotate_config import AnnotateConfig
@@ -106,7 +107,7 @@ def _show_call(call: Call, console: Console) -> None:
         console.print(f"[{message.role}]\n{message.text}\n", highlight=False, markup=False)
 
 
-def _run(path: Path, fresh: bool, limit: int | None, dry_run: bool) -> None:
+def _run(path: str, fresh: bool, limit: int | None, dry_run: bool) -> None:
     recipe = load_recipe(path)
     config = required(recipe)
     job = load_job(config, recipe.data, recipe.seed, limit)
@@ -121,7 +122,7 @@ def _run(path: Path, fresh: bool, limit: int | None, dry_run: bool) -> None:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    recipe: RecipeFile,
     fresh: Annotated[
         bool, typer.Option(help="Forget what the folder holds, paid replies too.")
     ] = False,

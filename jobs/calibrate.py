@@ -17,6 +17,7 @@ import typer
 from openai import AsyncOpenAI, OpenAIError
 from rich.console import Console
 
+from jobs.arguments import RecipeFile
 from jobs.asking import endpoint_of
 from jobs.cluster import ray_session
 from jobs.errors import run_job
@@ -143,7 +144,7 @@ def _told(made: Calibration) -> str:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     shards: Annotated[
         str | None, typer.Option(help="Questions; without it, the training shards.")
     ] = None,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.arguments import RecipeFile
 from jobs.errors import run_job
 from jobs.train import plan_of, required_train
 from stagebeam.data.manifest import NAME
@@ -114,7 +114,7 @@ def show(made: Estimate, console: Console, devices_memory: float | None) -> None
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     devices_memory: Annotated[
         float | None, typer.Option(min=0.1, help="Memory of a device, GiB: says whether it fits.")
     ] = None,

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from jobs.arguments import RecipeFile
 from jobs.asking import (
     Engines,
     Measured,
@@ -297,7 +298,7 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     url: Annotated[str | None, typer.Option(help="Endpoint to ask; without it, serve.")] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="Endpoint that serves the judge's model as the generator.")

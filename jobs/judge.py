@@ -11,13 +11,13 @@ import asyncio
 import shutil
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 import ray
 import typer
 from rich.console import Console
 
+from jobs.arguments import RecipeFile
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
@@ -179,7 +179,7 @@ def required(recipe: Recipe) -> JudgeTraining:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     fresh: Annotated[bool, typer.Option(help="Train again even if a judge is there.")] = False,
 ) -> None:
     """Train a judge from the generator's own samples and gold answers."""

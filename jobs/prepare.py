@@ -10,7 +10,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.arguments import RecipeFile
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
@@ -214,7 +214,7 @@ def _edit_all(todo: Sequence[tuple[Place, Part, Edits]]) -> Iterator[tuple[Part,
             yield todo[number][1], pickle.loads(part)
 
 
-def _run(path: Path, fresh: bool, only_check: bool) -> None:
+def _run(path: str, fresh: bool, only_check: bool) -> None:
     recipe = load_recipe(path)
     console = Console()
     if only_check:
@@ -257,7 +257,7 @@ def _faults(manifest: Manifest) -> Table:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file.")],
+    recipe: RecipeFile,
     fresh: Annotated[bool, typer.Option(help="Write the shards again if they are there.")] = False,
     check: Annotated[bool, typer.Option(help="Read and check every row, write nothing.")] = False,
 ) -> None:

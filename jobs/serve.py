@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from jobs.arguments import RecipeFile
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from serve.app import required_serve, serving
@@ -25,7 +24,7 @@ curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{"model"
 """
 
 
-def main(recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")]) -> None:
+def main(recipe: RecipeFile) -> None:
     """Serve the recipe's generator and judge over HTTP until interrupted."""
 
     def job() -> None:

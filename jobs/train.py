@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
+from jobs.arguments import RecipeFile
 from jobs.cluster import ray_session
 from jobs.errors import run_job
 from jobs.progress import StepBar
@@ -209,7 +210,7 @@ def _texts(shards: Place) -> Iterator[str]:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     fresh: Annotated[bool, typer.Option(help="Train again even if a run is there.")] = False,
 ) -> None:
     """Train the recipe's model on its shards and export it."""

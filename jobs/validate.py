@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.arguments import RecipeFile
 from jobs.errors import run_job
 from jobs.train import plan_of, required_train
 from stagebeam.recipe import load_recipe
@@ -88,7 +88,7 @@ def as_json(checked: Checked) -> dict[str, Any]:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     rows: Annotated[int, typer.Option(min=0, help="Rows to encode; 0 is all of them.")] = 256,
     as_json_text: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

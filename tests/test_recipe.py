@@ -16,6 +16,7 @@ from stagebeam import recipe as schema
 from stagebeam.recipe import EngineConfig, JudgeConfig, Recipe, load_recipe
 from stagebeam.schema import Section
 from stagebeam.source_config import ScenesSource
+from stagebeam.storage import RemotePath
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
@@ -230,6 +231,18 @@ def test_a_recipe_may_change_another_one(tmp_path: Path) -> None:
     middle.write_text("extends: none.yaml\n")
     with pytest.raises(ValueError, match=r"^There is no recipe file at \S+none\.yaml\.$"):
         load_recipe(top)
+
+
+def test_a_recipe_may_lie_in_a_bucket_and_change_another_one_there(bucket: RemotePath) -> None:
+    (bucket / "base.yaml").write_bytes(yaml.safe_dump(MINIMAL).encode())
+    top = bucket / "mine" / "top.yaml"
+    top.write_bytes(b"extends: ../base.yaml\nname: top\n")
+    assert load_recipe(str(top)) == Recipe.model_validate(MINIMAL | {"name": "top"})
+    top.write_bytes(b"extends: top.yaml\n")
+    with pytest.raises(ValueError, match=r"^The recipe s3://\S+/top\.yaml extends itself\.$"):
+        load_recipe(str(top))
+    with pytest.raises(ValueError, match=r"^There is no recipe file at s3://\S+/none\.yaml\.$"):
+        load_recipe(str(bucket / "none.yaml"))
 
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.stem)

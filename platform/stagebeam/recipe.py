@@ -17,7 +17,7 @@ from stagebeam.gateway_config import ImagesConfig, KeysConfig
 from stagebeam.schema import Method, PositiveInt, Section, Tournament
 from stagebeam.search_config import SearchConfig
 from stagebeam.source_config import HeldOut, Source
-from stagebeam.storage import Place
+from stagebeam.storage import Place, place_of
 from stagebeam.tracking_config import TrackingConfig
 from stagebeam.train_config import TrainConfig
 
@@ -392,43 +392,50 @@ class Recipe(Section):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file. Its key `extends` names another one, beside it, that it changes: what it
-    says itself counts, mapping by mapping; a list is replaced whole.
+def load_recipe(path: str | Place) -> Recipe:
+    """Read a recipe file, by its path or URL. Its key `extends` names another one, beside it, that
+    it changes: what it says itself counts, mapping by mapping; a list is replaced whole.
 
     Raises ValueError with one sentence that names the file, the field and what is wrong.
     """
-    path = Path(path)
+    place = place_of(path)
     try:
-        return Recipe.model_validate(read_settings(path))
+        return Recipe.model_validate(read_settings(place))
     except ValidationError as error:
-        raise ValueError(f"The recipe {path} is wrong: {describe(error)}.") from None
+        raise ValueError(f"The recipe {place} is wrong: {describe(error)}.") from None
 
 
-def read_settings(path: Path, what: str = "recipe", above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_settings(
+    place: Place, what: str = "recipe", above: tuple[Place, ...] = ()
+) -> dict[str, Any]:
     """A file's settings over those of the file that it extends; `above` are those that extend it.
 
     Raises ValueError with one sentence where there is no such file or it is no YAML mapping.
     """
+    text = _text(place, what)
     try:
-        with path.open(encoding="utf-8") as stream:
-            loaded = yaml.safe_load(stream)
-    except FileNotFoundError:
-        raise ValueError(f"There is no {what} file at {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The {what} {path} cannot be read: {error}.") from None
+        loaded = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         where = " ".join(str(error).split())
-        raise ValueError(f"The {what} {path} is not valid YAML: {where}.") from None
+        raise ValueError(f"The {what} {place} is not valid YAML: {where}.") from None
     if not isinstance(loaded, dict):
-        raise ValueError(f"The {what} {path} must be a mapping of sections.")
+        raise ValueError(f"The {what} {place} must be a mapping of sections.")
     if "extends" not in loaded:
         return loaded
-    base = path.parent / str(loaded.pop("extends"))
-    above = (*above, path.resolve())
+    base = place.parent / str(loaded.pop("extends"))
+    above = (*above, place.resolve())
     if base.resolve() in above:
-        raise ValueError(f"The {what} {path} extends itself.")
+        raise ValueError(f"The {what} {place} extends itself.")
     return _over(read_settings(base, what, above), loaded)
+
+
+def _text(place: Place, what: str) -> str:
+    try:
+        return place.resolve().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"There is no {what} file at {place}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The {what} {place} cannot be read: {error}.") from None
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import os
+import posixpath
 import re
 import shutil
 import tempfile
@@ -118,6 +119,10 @@ class RemotePath:
 
     def absolute(self) -> RemotePath:
         return self
+
+    def resolve(self) -> RemotePath:
+        """Without `..`, which a store would take for a name."""
+        return RemotePath(self.root, posixpath.normpath(self.key))
 
     def is_absolute(self) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,12 @@ def test_an_evaluation_by_url_goes_on_where_it_stopped_and_leaves_all_its_files(
         assert len(searcher.asked) == METHODS * SOME
         page = evaluate(recipe_of(folder, ROWS), url=url, console=console)
         assert len(searcher.asked) == METHODS * ROWS, "what was answered is not asked again"
-    out = folder / "out"
+        out = folder / "out"
+        again = shlex.split(json.loads((out / "report.json").read_text())["repeat"]["command"])
+        assert str(out / "recipe.yaml") in again
+        done = CliRunner().invoke(app, again[1:])
+        assert done.exit_code == 0, done.output
+        assert len(searcher.asked) == 2 * METHODS * ROWS, "the command asks everything again"
     assert page == out / "report.html"
     answers, traces = lines(out / "answers.jsonl"), lines(out / "traces.jsonl")
     assert len(answers) == METHODS * ROWS
