@@ -52,7 +52,7 @@ def cut_off(cluster: RayCluster, node: Node) -> float:
 
 
 def working(node: Node) -> list[psutil.Process]:
-    """The processes of a node that are not its raylet's own."""
+    """What a node's raylet has started."""
     return [process for process in node.processes() if named(process).startswith("ray::")]
 
 
