@@ -62,7 +62,11 @@ class Searcher(Engines, Protocol):
     """What the interface needs: `HandleSearcher` in service."""
 
     def search(
-        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+        self,
+        prompt: Prompt,
+        settings: SearchSettings,
+        watched: bool = True,
+        undivided: bool = False,
     ) -> AsyncGenerator[Event]: ...
 
 
@@ -86,7 +90,9 @@ class Chat:
             raise no_model(chat.model, self._config.model_name)
         settings = to_settings(chat, self._defaults, limits)
         prompt = await to_prompt(chat, limits, self._fetcher)
-        found = self._searcher.search(prompt, settings, watched=bool(chat.stream))
+        found = self._searcher.search(
+            prompt, settings, watched=bool(chat.stream), undivided=chat.search.undivided
+        )
         reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         if not chat.stream:
             return JSONResponse(await self._whole(chat, reply_id, found))

@@ -127,10 +127,14 @@ class HandleSearcher:
         self._fingerprints = handle.options(method_name="fingerprints")
 
     async def search(
-        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+        self,
+        prompt: Prompt,
+        settings: SearchSettings,
+        watched: bool = True,
+        undivided: bool = False,
     ) -> AsyncGenerator[Event]:
         """What happens, as it happens, the trace last; after a retry `Restarted`, and all anew.
-        Unless `watched`, the trace alone.
+        Unless `watched`, the trace alone. `undivided`: on one replica of each engine.
 
         Raises RefusedError where an engine refuses the question.
         """
@@ -139,7 +143,7 @@ class HandleSearcher:
         def call() -> Any:
             nonlocal calls
             calls += 1
-            return self._search.remote(prompt, settings, watched)
+            return self._search.remote(prompt, settings, watched, undivided)
 
         items = _retried("searcher", call)
         try:

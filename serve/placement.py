@@ -117,9 +117,9 @@ class DividedJudge:
             self._part(number, of).compare(replace(request, pairs=tuple(pairs)))
             for number, pairs in enumerate(shares(request.pairs, of))
         )
-        assert not any(part.scores for part in found), "texts are scored in one call"
         return Judgement(
             tuple(verdict for part in found for verdict in part.verdicts),
             at_once(part.usage for part in found),
+            scores=found[0].scores,  # of all candidates, which each part was shown
             explanations=tuple(line for part in found for line in part.explanations),
         )

@@ -129,6 +129,11 @@ class SearchFields(_Request):
         "summary's words alone (`brief`), or nothing.",
     )
     include_trace: bool = Field(False, description="Put the whole trace into the reply.")
+    undivided: bool = Field(
+        False,
+        description="Keep the question on one replica of each engine, whatever the service's "
+        "placement. The answer is the same; what it cost does not follow from how busy they are.",
+    )
     include_events: bool = Field(
         False, description="Tell every event of the search, each in a chunk without choices."
     )

@@ -82,7 +82,7 @@ def to_settings(chat: ChatRequest, defaults: SearchConfig, limits: Limits) -> Se
 
     Raises ApiError 400 for a value over a limit, given twice, or that cannot be searched with.
     """
-    answering = {"include_trace", "include_events", "reasoning"}
+    answering = {"include_trace", "include_events", "reasoning", "undivided"}
     asked = chat.search.model_dump(exclude_none=True, exclude=answering)
     for name, target in _TOP_LEVEL.items():
         value = getattr(chat, name)

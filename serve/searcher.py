@@ -75,10 +75,15 @@ class Searcher:
         return self._under_way
 
     async def search(
-        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+        self,
+        prompt: Prompt,
+        settings: SearchSettings,
+        watched: bool = True,
+        undivided: bool = False,
     ) -> AsyncIterator[Event]:
         """What happens, as it happens; last `Answered` with the whole trace. Unless `watched`, that
-        alone: fifty more items on the way to the gateway are felt in an answer's time.
+        alone: fifty more items on the way to the gateway are felt in an answer's time. `undivided`:
+        on one replica of each engine, whatever the placement.
 
         Raises RefusedError where an engine refuses the question, or cannot search as asked, and
         DrainingError where the server is being stopped.
@@ -92,8 +97,8 @@ class Searcher:
                 logs.about(ticket.trace_id)
                 stream = events(
                     prompt,
-                    self._generators(prompt, ticket),
-                    self._judges(prompt, ticket),
+                    self._generators(prompt, ticket, undivided),
+                    self._judges(prompt, ticket, undivided),
                     settings,
                     generator_id=generator_id,
                     judge_id=judge_id,
@@ -116,20 +121,22 @@ class Searcher:
             self._known = (live.replicas("generator"), live.replicas("judge")), found
         return self._known[1]
 
-    def _generators(self, prompt: Prompt, ticket: Ticket) -> DividedGenerator:
+    def _generators(self, prompt: Prompt, ticket: Ticket, undivided: bool) -> DividedGenerator:
         key = question_key(prompt)
+        placement: Placement = "pack" if undivided else self._placement
         return DividedGenerator(
             lambda part, of: HandleGenerator(
                 self._generator, key, replace(ticket, share=1 / of), part
             ),
-            lambda items: self._parts(self._placement, items, "generator"),
+            lambda items: self._parts(placement, items, "generator"),
         )
 
-    def _judges(self, prompt: Prompt, ticket: Ticket) -> DividedJudge:
+    def _judges(self, prompt: Prompt, ticket: Ticket, undivided: bool) -> DividedJudge:
         key = question_key(prompt)
+        placement: Placement = "pack" if undivided else self._judge_placement
         return DividedJudge(
             lambda part, of: HandleJudge(self._judge, key, replace(ticket, share=1 / of), part),
-            lambda items: self._parts(self._judge_placement, items, "judge"),
+            lambda items: self._parts(placement, items, "judge"),
         )
 
     def _parts(self, placement: Placement, items: int, deployment: str) -> int:

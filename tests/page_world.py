@@ -128,7 +128,11 @@ class World:
         )
 
     async def search(
-        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+        self,
+        prompt: Prompt,
+        settings: SearchSettings,
+        watched: bool = True,
+        undivided: bool = False,
     ) -> AsyncGenerator[Event]:
         self.questions.append(prompt)
         self.settings.append(settings)

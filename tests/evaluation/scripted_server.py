@@ -35,14 +35,20 @@ class WorldSearcher:
     pause: float = 0.0  # seconds that an answer takes
     calibration: Path | None = None  # of the service, as its recipe names it
     asked: list[tuple[Prompt, SearchSettings]] = field(default_factory=list)
+    divisible: int = 0  # of these, those that could have been divided over replicas
     running: int = 0
     most_running: int = 0
     _calls: Counter[Prompt] = field(default_factory=Counter)
 
     async def search(
-        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+        self,
+        prompt: Prompt,
+        settings: SearchSettings,
+        watched: bool = True,
+        undivided: bool = False,
     ) -> AsyncGenerator[Event]:
         self.asked.append((prompt, settings))
+        self.divisible += not undivided
         self._calls[prompt] += 1
         if self._calls[prompt] <= self.outages:
             raise RuntimeError("a replica died")

@@ -69,6 +69,13 @@ async def test_the_question_arrives_as_the_model_was_trained_on_it(client, searc
     assert settings == dataclasses.replace(SETTINGS, method="stage_beam", candidates=2)
 
 
+async def test_no_question_is_divided_as_its_cost_would_tell_how_many_replicas_idled(
+    client, searcher, tmp_path
+):
+    await run(client, AnswerStore(tmp_path))
+    assert len(searcher.asked) == len(EXAMPLES) and searcher.divisible == 0
+
+
 async def test_finished_questions_are_not_asked_again_and_new_ones_are(client, searcher, tmp_path):
     first = await run(client, AnswerStore(tmp_path), examples=EXAMPLES[:5])
     searcher.asked.clear()

@@ -38,13 +38,7 @@ def test_the_report_of_an_evaluation_that_lost_a_node_is_the_unbroken_one(
 ) -> None:
     recipe = write_recipe(tmp_path, [example(number) for number in range(ROWS + CARD)])
     engine = {"model": str(ROWS + CARD), "scaling": PAIR}
-    # Undivided, as a question's cost tells over how many replicas it was divided.
-    config = ServeConfig(
-        port=0,
-        generator=EngineConfig(**engine),
-        judge=JudgeConfig(**engine),
-        placement="pack",
-    )
+    config = ServeConfig(port=0, generator=EngineConfig(**engine), judge=JudgeConfig(**engine))
     with (
         joined(cluster),
         serving(

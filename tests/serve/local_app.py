@@ -64,7 +64,11 @@ class LocalSearcher:
         return self._generator.fingerprint, self._judge.fingerprint
 
     async def search(
-        self, prompt: Prompt, settings: SearchSettings, watched: bool = True
+        self,
+        prompt: Prompt,
+        settings: SearchSettings,
+        watched: bool = True,
+        undivided: bool = False,
     ) -> AsyncGenerator[Event]:
         self.prompts.append(prompt)
         self.running += 1

@@ -29,11 +29,11 @@ DETAILED = (
 class MoodySearcher(LocalSearcher):
     """Fails as the question says: `status 503` and the like, or `break off`."""
 
-    async def search(self, prompt: Any, settings: Any, watched: bool = True) -> Any:
+    async def search(self, prompt: Any, settings: Any, **how: bool) -> Any:
         text = prompt.messages[-1].text
         if text.startswith("status "):
             raise ApiError(int(text.split()[1]), "As you wish.")
-        async for item in super().search(prompt, settings, watched):
+        async for item in super().search(prompt, settings, **how):
             yield item
             if text == "break off" and isinstance(item, StageDecided):
                 raise KeyError("a secret of the engine")

@@ -19,6 +19,9 @@ def test_packed_or_spread_a_question_gets_the_same_answer(cluster: None, tmp_pat
         log.mkdir()
         with scripted(log, placement=placement) as base:
             found[placement] = placed(base, log, "Where?")
+            calls = Calls(log, "ScriptedGenerator")
+            answer(base, "Where on its own?", undivided=True)
+            assert len(calls.pids) == 4 and len(set(calls.pids)) == 1
     packed, (generators, judges) = found["pack"]
     assert len(set(generators)) == len(set(judges)) == 1
     spread, (generators, judges) = found["spread"]

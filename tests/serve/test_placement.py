@@ -33,6 +33,7 @@ class Part:
     calls: list[GenerateRequest | JudgeRequest] = field(default_factory=list)
     closed: int = 0
     fails: bool = False
+    scoring: bool = False  # a judge that also says what each text is worth
 
     async def propose(self, request: GenerateRequest) -> AsyncGenerator[Candidate | Usage]:
         self.calls.append(request)
@@ -54,7 +55,9 @@ class Part:
         texts = request.candidates
         margins = [float(hash_of(texts[a]) - hash_of(texts[b])) for a, b in request.pairs]
         verdicts = tuple(Verdict(margin, margin) for margin in margins)
-        return Judgement(verdicts, Usage(judge_tokens=3, judge_calls=1, sequential_passes=1))
+        scores = tuple(float(hash_of(text)) for text in texts) if self.scoring else ()
+        usage = Usage(judge_tokens=3, judge_calls=1, sequential_passes=1)
+        return Judgement(verdicts, usage, scores)
 
 
 def hash_of(text: str) -> int:
@@ -88,9 +91,12 @@ def test_shares_are_neighbours_and_as_even_as_can_be() -> None:
 
 @pytest.mark.parametrize("method", ["stage_beam", "best_of_n", "majority"])
 @pytest.mark.parametrize("n", [2, 5, 8])
-async def test_a_divided_search_decides_what_a_packed_one_does(method: str, n: int) -> None:
+@pytest.mark.parametrize("scoring", [False, True])
+async def test_a_divided_search_decides_what_a_packed_one_does(
+    method: str, n: int, scoring: bool
+) -> None:
     async def decisions(parts: int) -> tuple[object, ...]:
-        replicas = [Part() for _ in range(parts)]
+        replicas = [Part(scoring=scoring) for _ in range(parts)]
         of = min(parts, n)
         trace = await answer(
             PROMPT,
@@ -101,6 +107,7 @@ async def test_a_divided_search_decides_what_a_packed_one_does(method: str, n: i
             judge_id="j",
         )
         assert all(replica.calls for replica in replicas[:of])
+        assert not trace.usage.judge_failures
         stages = [(s.candidates, s.matches, s.winner) for s in trace.stages]
         return trace.id, trace.text, stages, trace.usage.decode_tokens, trace.usage.judge_calls
 

@@ -64,6 +64,8 @@ class HttpAsk:
             "explain": settings.explain,
             "max_retraces": settings.max_retraces,
             "include_trace": True,
+            # What a row says an answer cost must not tell how many replicas idled, or were there.
+            "undivided": True,
         }
 
     async def __call__(self, example: Example, method: Method, n: int) -> Trace:
