@@ -5,8 +5,10 @@ Shapes: R rows, V vocabulary, K likeliest tokens.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 import torch
@@ -22,6 +24,26 @@ def numbers(seed: int) -> Iterator[float]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.rand(_AT_ONCE, generator=generator, dtype=torch.float64).tolist()
+
+
+class Luck:
+    """A row's random stream seen ahead: each token that is kept spends a number of it, and a guess
+    that fails spends none."""
+
+    __slots__ = ("_ahead", "_numbers")
+
+    def __init__(self, seed: int) -> None:
+        self._numbers, self._ahead = numbers(seed), deque[float]()
+
+    def ahead(self, count: int) -> list[float]:
+        """The next numbers, which stay the next ones."""
+        self._ahead.extend(islice(self._numbers, max(0, count - len(self._ahead))))
+        return list(islice(self._ahead, count))
+
+    def spend(self, count: int) -> None:
+        """At most as many as were seen."""
+        for _ in range(count):
+            self._ahead.popleft()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
