@@ -8,8 +8,8 @@ number nearest to its own has brought. Numbers are known ahead, so guesses make 
 
 How many of them go through the model is weighed, not fixed. It is learnt how often guesses of each
 kind come true, and a guess takes part while its chance is above what the pass has to show for each
-token's worth of its cost. Guesses that are not taken up are checked all the same, so that chances
-recover without probes.
+token's worth of its cost; the pass has none where it would show less than without. The first guess
+of a row is checked even where it is not taken up, so that chances recover without probes.
 
 A guess changes no text: it is kept only where it is what the row draws (after Leviathan et al.,
 "Fast Inference from Transformers via Speculative Decoding"; drafts from n-grams as in prompt
@@ -21,13 +21,15 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import eq
 
 _ORDERS = (3, 2, 1)  # tokens of a context, the longest that is known first
 LOOK_BACK = _ORDERS[0]
 _DRAWS = 8  # that are kept of a context
 _CONTEXTS = 1 << 15  # some 10 MB; the oldest go first
-_UNKNOWN = 0.4  # the chance of a kind of guess that was never checked
+_UNKNOWN = {3: 0.5, 2: 0.4, 1: 0.2}  # the chance of a guess by its context, before any was checked
 _WINDOW = 64  # checks over which a chance is learnt
+_SURCHARGE = 0.3  # of a pass with guesses, of its price: what lays them out, gathers, draws
 _MOST = 256  # tokens of a pass with guesses: each has logits over the whole vocabulary
 
 Context = tuple[int, ...]
@@ -61,6 +63,7 @@ class Drafter:
         self._longest, self._price = longest, price
         self._drawn: dict[Context, list[tuple[float, int]]] = {}  # sorted
         self._chances: dict[Kind, float] = {}
+        self.drafted = self.accepted = 0  # guesses that went through the model, and came true
 
     def room(self, left: int) -> int:
         """Guesses for a row that may still write `left` tokens, at least one."""
@@ -78,7 +81,8 @@ class Drafter:
         if not self._longest:
             return drafts
         tokens = kept = float(len(rows))  # of the pass, and those it may be expected to bring
-        least = kept / (self._price + tokens)  # grows with each guess that takes part
+        price = self._price * (1 + _SURCHARGE)
+        least = kept / (price + tokens)  # grows with each guess that is worth its place
         offers: list[tuple[float, Draft, int]] = []
         for row, draft in zip(rows, drafts, strict=True):
             tail, chance = list(row.tail), 1.0
@@ -87,25 +91,30 @@ class Drafter:
                 if guess is None:
                     break
                 draft.guesses.append(guess)
-                chance *= self._chances.get(guess[1], _UNKNOWN)
+                chance *= self._chance(guess[1])
                 if chance <= least:
                     break
                 offers.append((chance, draft, guess[0]))
                 tail.append(guess[0])
         offers.sort(key=lambda offer: -offer[0])  # of one row, in its order
-        for chance, draft, token in offers:
-            if chance * (self._price + tokens) <= kept or tokens >= _MOST:
+        taken = 0
+        for chance, _, _ in offers:
+            if chance * (price + tokens) <= kept or tokens >= _MOST:
                 break
-            draft.tokens.append(token)
-            tokens, kept = tokens + 1, kept + chance
+            taken, tokens, kept = taken + 1, tokens + 1, kept + chance
+        if kept / (price + tokens) > len(rows) / (self._price + len(rows)):
+            for _, draft, token in offers[:taken]:
+                draft.tokens.append(token)
         return drafts
 
     def learn(self, row: Ahead, draft: Draft, written: Sequence[int]) -> None:
         """What the row has drawn, with its first numbers."""
         if not self._longest:
             return
+        self.drafted += len(draft.tokens)
+        self.accepted += sum(map(eq, draft.tokens, written))
         for (token, kind), true in zip(draft.guesses, written, strict=False):
-            chance = self._chances.get(kind, _UNKNOWN)
+            chance = self._chance(kind)
             self._chances[kind] = chance + ((token == true) - chance) / _WINDOW
             if token != true:
                 break
@@ -113,6 +122,9 @@ class Drafter:
         for number, token in zip(row.numbers, written, strict=False):
             self._keep(tail, (number, token))
             tail.append(token)
+
+    def _chance(self, kind: Kind) -> float:
+        return self._chances.get(kind, _UNKNOWN[kind[0]])
 
     def _guess(self, tail: Sequence[int], number: float) -> tuple[int, Kind] | None:
         for order in _ORDERS:
@@ -136,7 +148,10 @@ class Drafter:
                     del self._drawn[next(iter(self._drawn))]
                 self._drawn[context] = [draw]
                 continue
-            at = bisect(drawn, draw)
+            at = bisect(drawn, draw[:1])
+            if at < len(drawn) and drawn[at][0] == draw[0]:
+                drawn[at] = draw
+                continue
             drawn.insert(at, draw)
             if len(drawn) > _DRAWS:  # in place of the nearest
                 after = at + 1 < len(drawn) and (

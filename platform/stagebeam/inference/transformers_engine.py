@@ -31,9 +31,9 @@ from stagebeam.models.runtimes import runtime_of
 Item = Candidate | Usage | Exception
 
 # What a pass costs before it has a token, in tokens: weights are read, operations are started. On a
-# CPU core measured with models of 0.3 to 34 million weights (docs/engines.md). A GPU reads weights
+# CPU core measured with models of 0.4 and 34 million weights. A GPU reads weights
 # for longer than it computes with them until a pass has a few hundred tokens.
-_PASS_TOKENS = {"cpu": 16.0}
+_PASS_TOKENS = {"cpu": 24.0}
 _PASS_TOKENS_ELSE = 128.0
 
 # Longer than any one step: the slowest is to read a long prompt with images on a CPU.
