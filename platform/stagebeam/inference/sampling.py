@@ -5,7 +5,6 @@ Shapes: R rows, V vocabulary, K likeliest tokens.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,20 +29,21 @@ class Luck:
     """A row's random stream seen ahead: each token that is kept spends a number of it, and a guess
     that fails spends none."""
 
-    __slots__ = ("_ahead", "_numbers")
+    __slots__ = ("_numbers", "_seen", "_spent")
 
     def __init__(self, seed: int) -> None:
-        self._numbers, self._ahead = numbers(seed), deque[float]()
+        self._numbers, self._seen, self._spent = numbers(seed), list[float](), 0
 
     def ahead(self, count: int) -> list[float]:
         """The next numbers, which stay the next ones."""
-        self._ahead.extend(islice(self._numbers, max(0, count - len(self._ahead))))
-        return list(islice(self._ahead, count))
+        end = self._spent + count
+        if end > len(self._seen):
+            self._seen.extend(islice(self._numbers, end - len(self._seen)))
+        return self._seen[self._spent : end]
 
     def spend(self, count: int) -> None:
         """At most as many as were seen."""
-        for _ in range(count):
-            self._ahead.popleft()
+        self._spent += count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,8 +31,8 @@ from stagebeam.models.runtimes import runtime_of
 Item = Candidate | Usage | Exception
 
 # What a pass costs before it has a token, in tokens: weights are read, operations are started. On a
-# CPU core measured with models of 0.4 and 34 million weights. A GPU reads weights
-# for longer than it computes with them until a pass has a few hundred tokens.
+# core of a CPU as measured with models of 0.4 and 34 million weights; a GPU reads weights for
+# longer than it computes with them until a pass has some hundred tokens, which was not measured.
 _PASS_TOKENS = {"cpu": 24.0}
 _PASS_TOKENS_ELSE = 128.0
 
