@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 from stagebeam.inference import sampling
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.verdict import TransformersJudge
+from stagebeam.models.attention import Shared
 from stagebeam.models.load import Loaded
 
 # `encode`: texts to ids and back, image files to pixels. `image`: the vision tower. `prefill`:
@@ -32,13 +33,16 @@ OTHER = "other"  # hand-overs between threads, the search itself
 
 @dataclass(frozen=True, slots=True)
 class LanguagePass:
-    """One forward pass of the decoder, for all of its rows."""
+    """One forward pass of the decoder, for all of its rows. Where tokens of several rows go side by
+    side, `beside` says whose they are, and `shared` whose image each looks at."""
 
     model: Any
     rows: int
-    tokens: int  # new ones of each row
+    tokens: int  # new ones of each row; of all rows, where they go side by side
     columns: int  # of keys and values that a token may look at, its own included
     seen: int  # vision tokens of a row; 0: layers that look at images are skipped
+    beside: Shared | None = None
+    shared: Shared | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,12 @@ def _note_passes(watch: Watch, undo: ExitStack, *models: Any) -> None:
             mask, looks = kwargs.get("attention_mask"), kwargs.get("cross_attention_mask")
             columns = tokens if mask is None else mask.shape[-1]
             seen = 0 if looks is None else looks.shape[-1]
-            watch.note(LanguagePass(model, rows, tokens, columns, seen))
+            beside = kwargs.get("beside")
+            if beside is None:
+                watch.note(LanguagePass(model, rows, tokens, columns, seen))
+                return
+            rows, shared = len(beside.queries), kwargs["shared"]
+            watch.note(LanguagePass(model, rows, tokens, columns, seen, beside, shared))
 
         def head(_: Any, args: Any, model: Any = model) -> None:
             watch.note(HeadPass(model, args[0].numel() // args[0].shape[-1]))

@@ -54,20 +54,27 @@ def _image(given: ImagePass) -> Callable[[], Any]:
 
 
 def _language(given: LanguagePass) -> Callable[[], Any]:
-    model, rows, tokens = given.model, given.rows, given.tokens
+    model, columns = given.model, given.columns
     device = model.device
-    first = given.columns - tokens
+    rows, tokens = given.rows, given.tokens  # of what goes in; [R, T] of the mask, [G, T] of looks
+    queries, groups, sights = tokens, rows, tokens
+    if given.beside is not None:
+        rows, queries, sights = 1, given.beside.queries.shape[1], 1
+        groups = 1 if given.shared is None else len(given.shared.queries)
+    first = columns - min(tokens, columns)
     inputs: dict[str, Any] = {
         "input_ids": torch.zeros((rows, tokens), dtype=torch.int64, device=device),
         "attention_mask": torch.ones(
-            (rows, 1, tokens, given.columns), dtype=torch.bool, device=device
+            (given.rows, 1, queries, columns), dtype=torch.bool, device=device
         ),
-        "position_ids": torch.arange(first, given.columns, device=device).expand(rows, -1),
-        "past_key_values": _cache(given),
+        "position_ids": torch.arange(first, first + tokens, device=device).expand(rows, -1),
+        "past_key_values": _cache(given, groups),
         "use_cache": True,
+        "beside": given.beside,
+        "shared": given.shared,
     }
     if given.seen:
-        looks = torch.ones((rows, 1, tokens, given.seen), dtype=torch.bool, device=device)
+        looks = torch.ones((groups, 1, sights, given.seen), dtype=torch.bool, device=device)
         touched = torch.ones((rows, 1, tokens, 1), **_like(model))
         inputs |= {"cross_attention_mask": looks, "full_text_row_masked_out_mask": touched}
     return lambda: model.model.language_model(**inputs)
@@ -88,14 +95,16 @@ class _There(DynamicLayer):
         return self._there
 
 
-def _cache(given: LanguagePass) -> Cache:
+def _cache(given: LanguagePass, groups: int) -> Cache:
+    """Of the rows, and of the `groups` of images that they look at."""
     text = given.model.config.text_config
     heads, width = text.num_key_value_heads, text.hidden_size // text.num_attention_heads
     layers: list[Any] = []
     for layer in range(text.num_hidden_layers):
         crossing = layer in text.cross_attention_layers
+        rows = groups if crossing else given.rows
         columns = given.seen if crossing else given.columns
-        keys = torch.ones((given.rows, heads, columns, width), **_like(given.model))
+        keys = torch.ones((rows, heads, columns, width), **_like(given.model))
         layers.append(_There(keys, keys.clone()))
         layers[-1].is_initialized = columns > 0
     return Cache(layers=layers)

@@ -153,6 +153,12 @@ class EngineConfig(Section):
         description="Memory for keys and values, megabytes. Left out, 256 for the prefixes that "
         "transformers keeps; vLLM takes its share of the GPU.",
     )
+    draft_tokens: int = Field(
+        8,
+        ge=0,
+        description="Tokens of a candidate that are guessed ahead of a pass at most, of "
+        "transformers; texts stay the same, 0 makes no guesses.",
+    )
     max_length: PositiveInt | None = Field(
         None, description="Longest prompt and answer together, tokens, of vLLM; else the model's."
     )

@@ -65,8 +65,11 @@ def teach(folder: Path, rows: list[Example], loss: float = 0.1) -> Loaded:
 def make_engine() -> Iterator[MakeEngine]:
     engines: list[TransformersEngine] = []
 
-    def make(loaded: Loaded, max_rows: int = 64, kv_bytes: int = 64 << 20) -> TransformersEngine:
-        engines.append(TransformersEngine(loaded, max_rows=max_rows, kv_bytes=kv_bytes))
+    def make(
+        loaded: Loaded, max_rows: int = 64, kv_bytes: int = 64 << 20, draft_tokens: int = 8
+    ) -> TransformersEngine:
+        sizes = {"max_rows": max_rows, "kv_bytes": kv_bytes, "draft_tokens": draft_tokens}
+        engines.append(TransformersEngine(loaded, **sizes))
         return engines[-1]
 
     yield make

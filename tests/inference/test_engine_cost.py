@@ -1,4 +1,8 @@
-"""What a call costs: the counters are exact, and nothing is computed twice."""
+"""What a call costs: the counters are exact, and nothing is computed twice.
+
+Where passes are counted, nothing is guessed: each brings a row one token. What guesses save is in
+test_speculation.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ def prompt_length(loaded: Loaded, example: Example) -> int:
 async def test_a_stage_goes_on_without_a_prefill_and_the_image_is_encoded_once(
     taught: Loaded, known: list[Example], make_engine: MakeEngine
 ) -> None:
-    engine = make_engine(taught)
+    engine = make_engine(taught, draft_tokens=0)
     text = ""
     for stage in STAGES:
         asked = request(
@@ -45,7 +49,7 @@ async def test_passes_follow_the_longest_candidate(
     asked = request(
         known[0], stop="</SUMMARY>", seeds=tuple(range(8)), temperature=3.0, max_new_tokens=60
     )
-    candidates, usage = await answers(make_engine(taught), asked)
+    candidates, usage = await answers(make_engine(taught, draft_tokens=0), asked)
     lengths = [c.tokens for c in candidates]
     assert len(set(lengths)) > 2
     assert usage.sequential_passes == max(lengths)
@@ -55,7 +59,7 @@ async def test_passes_follow_the_longest_candidate(
 async def test_the_same_call_again_prefills_nothing(
     loaded: Loaded, scenes: list[Example], make_engine: MakeEngine
 ) -> None:
-    engine = make_engine(loaded)
+    engine = make_engine(loaded, draft_tokens=0)
     asked = request(scenes[0])
     (first,), _ = await answers(engine, asked)
     (again,), usage = await answers(engine, asked)

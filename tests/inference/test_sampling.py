@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stagebeam.inference import sampling
-from stagebeam.inference.sampling import Manner, draw_tokens, numbers
+from stagebeam.inference.sampling import Luck, Manner, draw_tokens, numbers
 from stagebeam.inference.types import Sampling
 
 PROBABILITIES = (0.5, 0.3, 0.15, 0.05)
@@ -86,6 +86,16 @@ def test_a_stream_follows_from_its_seed_and_does_not_repeat_itself() -> None:
     assert first == [value for value, _ in zip(numbers(5), range(200), strict=False)]
     assert len(set(first)) == 200 and all(0 <= value < 1 for value in first)
     assert next(numbers(6)) != first[0]
+
+
+def test_numbers_that_are_seen_ahead_come_in_the_same_order_and_are_spent_one_by_one() -> None:
+    stream, row = numbers(5), Luck(5)
+    expected = [next(stream) for _ in range(200)]
+    assert row.ahead(9) == expected[:9] and row.ahead(3) == expected[:3]
+    row.spend(2)
+    assert row.ahead(150) == expected[2:152]
+    row.spend(150)
+    assert row.ahead(1) == expected[152:153]
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])

@@ -69,6 +69,22 @@ def test_each_row_s_token_goes_behind_what_it_has() -> None:
     assert not rows.slots.kv[0].any()  # nor in the other layer
 
 
+def test_tokens_side_by_side_go_to_their_rows_and_places() -> None:
+    rows = cache()
+    owners, columns = [0, 0, 1, 2, 2, 2], [2, 3, COLUMNS, 7, 8, 9]
+    rows.aim_at(3, torch.tensor(owners), torch.tensor(columns), COLUMNS)
+    new = torch.randn(1, 3, 6, 4)
+    keys, values = rows.update(new, new + 1, 2)
+    assert keys.shape == (3, 3, 2 * COLUMNS, 4)
+    for token, (row, column) in enumerate(zip(owners, columns, strict=True)):
+        assert keys[row, :, column].equal(new[0, :, token])
+        assert values[row, :, column].equal(new[0, :, token] + 1)
+    assert int(keys.any(-1).any(1).sum()) == 6  # and nowhere else
+    rows.aim_at_ends(torch.tensor([4, 0, 10]), 10)  # as if nothing had been
+    rows.update(new[:, :, :3].transpose(0, 2), new[:, :, :3].transpose(0, 2), 2)
+    assert rows.slots.kv[1, 0, 2, :, 10].equal(new[0, :, 2])
+
+
 def test_a_row_that_is_read_gets_its_tokens_side_by_side() -> None:
     rows = cache()
     rows.aim_at_row(4, 3)

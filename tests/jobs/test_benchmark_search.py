@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image as PilImage
 from rich.console import Console
 
@@ -51,6 +52,8 @@ from stagebeam.inference.sampling import draw_tokens
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Prompt
 from stagebeam.inference.verdict import TransformersJudge
+from stagebeam.models.attention import Shared
+from stagebeam.models.runtimes import runtime_of
 from stagebeam.stages import STAGES, parse
 
 LESSON = Lesson("miniature", layers=2, steps=60, rows_a_step=16, learning_rate=5e-3)
@@ -173,7 +176,8 @@ async def test_a_watch_notes_every_pass_and_leaves_nothing_behind(
     assert watch.image_encodes == trace.usage.image_encodes
     assert len(language) == trace.usage.sequential_passes  # of one question: nothing runs aside
     assert language[0].rows == 1 and language[0].tokens == trace.usage.prefill_tokens - 2 * 3
-    assert {p.tokens for p in language if p.rows == 2} == {1}
+    assert {p.tokens for p in language if p.rows == 2 and p.beside is None} == {1}
+    assert all(p.tokens > p.rows for p in language if p.beside is not None)
     assert all(p.seen > 0 and p.columns >= p.tokens for p in language)
 
 
@@ -227,3 +231,13 @@ def test_passes_alone_have_the_shapes_that_were_noted(subject: Subject) -> None:
     with noting_passes(subject.generator) as watch:
         assert alone(asked) > 0
     assert watch.passes == asked
+
+
+def test_a_pass_with_guesses_is_run_again_as_it_was(subject: Subject) -> None:
+    model, cpu = runtime_of(subject.generator).model, torch.device("cpu")
+    beside = Shared.of(frozenset({0}), [0, 0, 0, 1], cpu)
+    shared = Shared.of(frozenset({1}), [0, 0, 0, 0], cpu)
+    asked = LanguagePass(model, 2, 4, columns=64, seen=10, beside=beside, shared=shared)
+    with noting_passes(subject.generator) as watch:
+        assert alone([asked]) > 0
+    assert watch.passes == [asked]

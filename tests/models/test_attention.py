@@ -57,3 +57,33 @@ def test_other_layers_of_such_a_pass_are_left_alone() -> None:
     expected = attend(module(2), query, key, value, mask, scaling=0.3)[0]
     found = attend(module(2), query, key, value, mask, scaling=0.3, shared=shared)[0]
     assert found.equal(expected)
+
+
+@pytest.mark.parametrize("owners", [[0, 0, 0], [0, 1, 1, 1, 2, 3, 3], [0, 1, 2]])
+@pytest.mark.parametrize("kept", [1, 2, 6])
+def test_tokens_side_by_side_each_see_their_own_row_as_far_as_they_may(
+    owners: list[int], kept: int
+) -> None:
+    rows, ends = max(owners) + 1, torch.randint(COLUMNS, (len(owners),))
+    query = numbers(1, HEADS, len(owners), WIDTH)
+    key, value = numbers(rows, kept, COLUMNS, WIDTH), numbers(rows, kept, COLUMNS, WIDTH) + 1
+    beside = Shared.of(frozenset({3}), owners, CPU)
+    mask = (torch.arange(COLUMNS) <= ends[beside.queries][..., None])[:, None]
+    found = attend(module(kept), query, key, value, mask, scaling=0.3, beside=beside)[0]
+    alone = (torch.arange(COLUMNS) <= ends[:, None])[:, None, None]
+    copied = (query.transpose(0, 2), key[owners], value[owners], alone)
+    expected = sdpa_attention_forward(module(kept), *copied, scaling=0.3)[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_tokens_side_by_side_share_an_image_in_the_layers_that_hold_images() -> None:
+    owners, groups = [0, 0, 1, 2], [1, 1, 0, 1]  # by token
+    query, mask = numbers(1, HEADS, 4, WIDTH), torch.ones(2, 1, 1, COLUMNS, dtype=torch.bool)
+    key, value = numbers(2, 2, COLUMNS, WIDTH), numbers(2, 2, COLUMNS, WIDTH) + 1
+    beside = Shared.of(frozenset({0}), owners, CPU)
+    shared = Shared.of(frozenset({3}), groups, CPU)
+    call = (key, value, mask)
+    found = attend(module(2), query, *call, scaling=0.3, shared=shared, beside=beside)[0]
+    copied = (query.transpose(0, 2), key[groups], value[groups], mask[groups])
+    expected = sdpa_attention_forward(module(2), *copied, scaling=0.3)[0]
+    torch.testing.assert_close(found, expected)

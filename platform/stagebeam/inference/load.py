@@ -44,6 +44,7 @@ def load_generator(config: EngineConfig) -> OwnedGenerator:
         load(config.model, config.device),
         max_rows=config.scaling.max_batch_rows,
         kv_bytes=(config.kv_cache_mb or _KEPT_MB) << 20,
+        draft_tokens=config.draft_tokens,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 import torch
@@ -22,6 +23,27 @@ def numbers(seed: int) -> Iterator[float]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.rand(_AT_ONCE, generator=generator, dtype=torch.float64).tolist()
+
+
+class Luck:
+    """A row's random stream seen ahead: each token that is kept spends a number of it, and a guess
+    that fails spends none."""
+
+    __slots__ = ("_numbers", "_seen", "_spent")
+
+    def __init__(self, seed: int) -> None:
+        self._numbers, self._seen, self._spent = numbers(seed), list[float](), 0
+
+    def ahead(self, count: int) -> list[float]:
+        """The next numbers, which stay the next ones."""
+        end = self._spent + count
+        if end > len(self._seen):
+            self._seen.extend(islice(self._numbers, end - len(self._seen)))
+        return self._seen[self._spent : end]
+
+    def spend(self, count: int) -> None:
+        """At most as many as were seen."""
+        self._spent += count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

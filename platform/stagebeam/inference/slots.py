@@ -66,7 +66,7 @@ class _Growing(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes [R, N, T, D] and gives [R, N, W, D]."""
+        """Takes [R, N, T, D], or [1, N, Q, D] of tokens side by side, and gives [R, N, W, D]."""
         cache = self._cache
         keys, values = cache.slots.kv[self._layer]
         if isinstance(cache.at, int):
@@ -74,8 +74,8 @@ class _Growing(CacheLayerMixin):
             keys[: cache.rows, :, columns] = key_states
             values[: cache.rows, :, columns] = value_states
         else:
-            keys[cache.index, :, cache.at] = key_states[:, :, 0]
-            values[cache.index, :, cache.at] = value_states[:, :, 0]
+            keys[cache.index, :, cache.at] = _each(key_states)
+            values[cache.index, :, cache.at] = _each(value_states)
         seen = (slice(cache.rows), slice(None), slice(cache.width))
         return keys[seen], values[seen]
 
@@ -90,6 +90,11 @@ class _Growing(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def _each(states: torch.Tensor) -> torch.Tensor:
+    """[Q, N, D] of rows that bring one token, [Q, N, 1, D], or of tokens side by side."""
+    return states[:, :, 0] if states.shape[2] == 1 else states[0].transpose(0, 1)
 
 
 class _Still(_Growing):
@@ -108,8 +113,9 @@ class SlotCache(Cache):
         """`layers` are all of the model's; those that are not in `shape` hold images."""
         self.slots = Slots(shape, dtype, device)
         self.rows = self.width = 0
-        self.at: int | torch.Tensor = 0  # the column of the new tokens, or each row's [R]
-        self.index = torch.arange(0, device=device)
+        self.at: int | torch.Tensor = 0  # the column of the new tokens, or of each one [Q]
+        self.index = torch.arange(0, device=device)  # [Q] the row of each one
+        self._ends = self.index  # of rows that bring one token each
         self._device = device
         order = {layer: place for place, layer in enumerate(shape.layers)}
         super().__init__(
@@ -138,8 +144,13 @@ class SlotCache(Cache):
         """The pass brings one token for each of the first rows, to columns `at` [R], of which
         `last` is the last."""
         rows = len(at)
+        if len(self._ends) != rows:
+            self._ends = torch.arange(rows, device=self._device)
+        self.aim_at(rows, self._ends, at, last)
+
+    def aim_at(self, rows: int, index: torch.Tensor, at: torch.Tensor, last: int) -> None:
+        """The pass brings tokens for the first `rows`: to columns `at` [Q] of the rows `index`
+        [Q], of which columns `last` is the last."""
         self.width = rounded(last + 1)
         self.slots.reserve(rows, self.width)
-        if self.rows != rows:
-            self.index = torch.arange(rows, device=self._device)
-        self.rows, self.at = rows, at
+        self.rows, self.index, self.at = rows, index, at

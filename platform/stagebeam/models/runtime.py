@@ -56,6 +56,7 @@ class Pass:
     looks: torch.Tensor | None = None  # [R, 1, T, S] bool: which vision tokens a token sees ...
     touched: torch.Tensor | None = None  # [R, 1, T, 1]: 0 where it sees none of its own
     shared: Shared | None = None  # decoding: `looks` is then [G, 1, 1, S]
+    beside: Shared | None = None  # tokens of several rows side by side, R = 1; see `attend`
     at: torch.Tensor | None = None
 
 
