@@ -8,6 +8,7 @@ the judge's model alone and the oracle drawn in.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ OUTPUT = Path("runs/bench/scaling.json")
 PLOT = Path("runs/bench/scaling.svg")
 QUESTIONS = 512
 CANDIDATES = (1, 2, 4, 8, 16)
+_ABREAST = 4  # panels
 _LINES = (
     ("stage_beam", "stage beam", "#e07b39", "o", "-"),
     ("best_of_n", "best of N", "#3b8fd1", "s", "-"),
@@ -89,16 +91,22 @@ def _point(right: Sequence[bool]) -> Point:
 
 
 def draw(measured: Scaling, path: Path) -> None:
-    """A panel for each judge, as SVG."""
-    figure = Figure(figsize=(3.4 * len(measured.judges), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(measured.judges), sharey=True, squeeze=False)[0]
-    for axes, (name, points) in zip(panels, measured.judges.items(), strict=True):
+    """A panel for each judge, in the format of the path's ending."""
+    columns = min(_ABREAST, len(measured.judges))
+    rows = math.ceil(len(measured.judges) / columns)
+    figure = Figure(figsize=(3.4 * columns, 0.6 + 3.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes, (name, points) in zip(panels, measured.judges.items(), strict=False):
         _panel(axes, name, points, measured.candidates)
-    panels[0].set_ylabel("right")
+    for axes in panels[len(measured.judges) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("right")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _panel(axes: Axes, name: str, points: dict[str, Point], candidates: tuple[int, ...]) -> None:
@@ -138,7 +146,7 @@ def main(
     task: Annotated[SceneQuestions, typer.Option(help="What is asked about scenes.")] = "mixed",
     kept: Annotated[Path, typer.Option(help="Where models and answers are kept.")] = KEPT,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = OUTPUT,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes, as SVG.")] = PLOT,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes, as SVG or PNG.")] = PLOT,
 ) -> None:
     """Ask by every method at N = 1 to 16 under each judge, and draw it."""
     torch.set_num_threads(1)
