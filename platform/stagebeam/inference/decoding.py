@@ -98,9 +98,9 @@ class _Lanes:
     further."""
 
     manner: Manner
+    offsets: torch.Tensor  # [R] of a position against a column
     ids: torch.Tensor  # [R, 1] the tokens that go through the model next
     at: torch.Tensor  # [R] the columns that they are written to
-    offsets: torch.Tensor  # [R] of a position against a column
     longest: int  # the last of those columns
 
 
@@ -183,7 +183,7 @@ class Batch:
             asked = [row.call.request.sampling for row in rows]
             manner = Manner.of(_each(asked, drafts), self._runtime.device)
             self._draw(rows, ahead, drafts, logits, manner)
-            self._place(lanes)
+            lanes.ids, lanes.at, lanes.longest = self._standing()
         else:
             tokens = self._draw(rows, ahead, drafts, self._plain(lanes), lanes.manner)
             lanes.ids = tokens[:, None]
@@ -243,24 +243,18 @@ class Batch:
         return runtime.run(step, self._cache)[0]
 
     def _laid_out(self) -> _Lanes:
-        rows, device = self.rows, self._runtime.device
-        nowhere = torch.empty(0, device=device)
-        lanes = _Lanes(
-            manner=Manner.of([row.call.request.sampling for row in rows], device),
-            ids=nowhere,
-            at=nowhere,
-            offsets=torch.tensor([row.offset for row in rows], device=device),
-            longest=0,
+        device = self._runtime.device
+        return _Lanes(
+            Manner.of([row.call.request.sampling for row in self.rows], device),
+            torch.tensor([row.offset for row in self.rows], device=device),
+            *self._standing(),
         )
-        self._place(lanes)
-        return lanes
 
-    def _place(self, lanes: _Lanes) -> None:
-        """Where the rows stand now."""
+    def _standing(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The `ids`, `at` and `longest` of lanes."""
         device, lengths = self._runtime.device, [row.length for row in self.rows]
-        lanes.ids = torch.tensor([[row.pending] for row in self.rows], device=device)
-        lanes.at = torch.tensor(lengths, device=device)
-        lanes.longest = max(lengths)
+        ids = torch.tensor([[row.pending] for row in self.rows], device=device)
+        return ids, torch.tensor(lengths, device=device), max(lengths)
 
     def _regroup(self) -> None:
         """Lay out what the rows look at: once for all rows of the same images."""
