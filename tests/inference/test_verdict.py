@@ -17,8 +17,6 @@ from asking import request as ask
 from PIL import Image as PilImage
 from safetensors.torch import save_file
 
-from stagebeam.inference import verdict as judging
-from stagebeam.inference.reading import Look
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt
 from stagebeam.inference.verdict import EngineJudge, JudgeKind, TransformersJudge, option_ids
 from stagebeam.inference.wording import OPTIONS, verdict_messages
@@ -285,23 +283,6 @@ async def test_a_judge_on_the_generator_s_engine_finds_what_that_has_read(
     assert itself.usage.image_encodes == 0
     apart = await make_judge("likelihood").compare(request)
     assert margins(itself) == pytest.approx(margins(apart), abs=CLOSE)
-
-
-@pytest.mark.parametrize("stage", [*Stage, None])
-async def test_the_template_is_left_out_only_where_that_changes_nothing(
-    stage: Stage | None, loaded: Loaded, scenes: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Word for word what the template makes of each question, with it and without it."""
-    request = replace(asked(scenes[0], (0, 1), (2, 1)), stage=stage, prefix=PREFIX)
-    look = Look(tuple(loaded.encoder.image(i.bytes) for i in scenes[0].images), b"")
-    conversations = [
-        verdict_messages(request, request.candidates[a], request.candidates[b])
-        for a, b in request.pairs
-    ]
-    expected = [loaded.encoder.prompt_ids(c, look.images) for c in conversations]
-    assert judging._prompts(loaded.encoder, conversations, look) == expected
-    monkeypatch.setattr(judging, "_PLACE", "red")  # stands in the question too
-    assert judging._prompts(loaded.encoder, conversations, look) == expected
 
 
 @pytest.mark.parametrize("kind", ["verdict", "likelihood"])
