@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from stagebeam.models.branches import Branches
+
 NAME = "stagebeam"
 
 
@@ -51,10 +53,13 @@ def attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     shared: Shared | None = None,
+    branches: Branches | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: `query` [R, H, T, D], `key` and `value` [R, N, W, D] (G for R in
     layers that hold images), the mask [R, 1, T, W] (G, again); gives [R, T, H, D]."""
+    if branches is not None and module.layer_idx in branches.layers:
+        return branches.attend(module, query, key, value, scaling), None
     if query.shape[2] != 1:
         out: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options

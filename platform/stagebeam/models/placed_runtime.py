@@ -48,6 +48,7 @@ class PlacedRuntime(Runtime):
             position_ids=positions.permute(2, 0, 1) if positions.ndim == 3 else positions,
             past_key_values=cache,
             use_cache=True,
+            branches=step.branches,
         ).last_hidden_state
         return out
 

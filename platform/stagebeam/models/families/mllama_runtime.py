@@ -70,5 +70,6 @@ class MllamaRuntime(Runtime):
             past_key_values=cache,
             use_cache=True,
             shared=step.shared,
+            branches=step.branches,
         ).last_hidden_state
         return out
