@@ -26,7 +26,7 @@ def branches(tree: Tree, size: int) -> Branches:
     parts = (
         Stretch(
             slice(each.first, each.end),
-            torch.from_numpy(each.columns),
+            each.columns if isinstance(each.columns, slice) else torch.from_numpy(each.columns),
             torch.from_numpy(each.added)[None, None],
         )
         for each in stretches(tree, size)

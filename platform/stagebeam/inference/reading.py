@@ -225,7 +225,9 @@ class Reader:
             tuple(
                 Stretch(
                     slice(each.first, each.end),
-                    torch.from_numpy(each.columns).to(device),
+                    each.columns
+                    if isinstance(each.columns, slice)
+                    else torch.from_numpy(each.columns).to(device),
                     torch.from_numpy(each.added).to(device, self._runtime.dtype)[None, None],
                 )
                 for each in stretches(tree, size)
@@ -260,7 +262,7 @@ class Reader:
         another, unless `branches` say more."""
         device, start = self._runtime.device, depth[0]
         mask = torch.ones((), dtype=torch.bool, device=device).expand(len(ids), start + len(ids))
-        places = torch.as_tensor(list(depth))
+        places = torch.from_numpy(np.array(depth))
         features = looks = touched = None
         if not self._runtime.shows_images and self._to_come(row, start):
             image_token = self._encoder.processor.image_token_id
@@ -272,7 +274,7 @@ class Reader:
             looks = seen[0][places].to(device)[None, None]
             touched = seen[1][places].to(device, self._runtime.dtype)[None, None, :, None]
         return Pass(
-            ids=torch.tensor([list(ids)], device=device),
+            ids=torch.from_numpy(np.array([ids])).to(device),
             positions=self._runtime.positions(row, look.images)[places].to(device)[None],
             mask=(mask if branches else mask.tril(start))[None, None],
             features=features,

@@ -20,7 +20,7 @@ class Stretch:
     """Tokens of the tree that follow one another, and what they may look at."""
 
     tokens: slice
-    columns: torch.Tensor  # of the cache
+    columns: slice | torch.Tensor  # of the cache
     mask: torch.Tensor  # [1, 1, S, columns] added to scores
 
 
