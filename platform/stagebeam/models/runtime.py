@@ -19,7 +19,7 @@ from transformers import Cache
 from stagebeam.models.attention import NAME, Shared
 from stagebeam.models.branches import Branches
 from stagebeam.models.encoder import Arrays
-from stagebeam.models.last_mlp import spare_last_mlp, wanting
+from stagebeam.models.last_layer import spare_last_layer, wanting
 from stagebeam.models.load import Loaded
 from stagebeam.models.norms import fuse_norms
 
@@ -76,7 +76,7 @@ class Runtime(ABC):
         decoder.set_attn_implementation(NAME)
         if loaded.model.dtype == torch.float32:
             fuse_norms(decoder)
-        spare_last_mlp(decoder)
+        spare_last_layer(decoder)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.kv = KvShape(self.growing(text), text.num_key_value_heads, width)
         self.layers: int = text.num_hidden_layers

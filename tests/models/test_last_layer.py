@@ -1,4 +1,4 @@
-"""Tokens that nobody asks about go without the last layer's MLP, and nothing else changes."""
+"""Tokens that nobody asks about go without most of the last layer, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from stagebeam.models.last_mlp import spare_last_mlp, wanting
+from stagebeam.models.last_layer import spare_last_layer, wanting
 from stagebeam.models.load import Loaded
 
 IDS = torch.arange(2, 14)[None]
@@ -33,10 +33,11 @@ def run(decoder: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("wanted", [torch.tensor([3, 7]), slice(-1, None)])
 def test_what_is_wanted_is_what_it_was(decoder: Any, wanted: torch.Tensor | slice) -> None:
     whole, keys = run(decoder)
-    spare_last_mlp(decoder)
-    spare_last_mlp(decoder)  # two engines of one model
+    spare_last_layer(decoder)
+    spare_last_layer(decoder)  # two engines of one model
+    layer = decoder.layers[-1]
     rows: list[int] = []
-    hook = decoder.layers[-1].mlp.down_proj.register_forward_pre_hook(
+    hook = layer.mlp.down_proj.register_forward_pre_hook(
         lambda _, inputs: rows.append(inputs[0].shape[1])
     )
     with wanting(wanted):
@@ -50,7 +51,7 @@ def test_what_is_wanted_is_what_it_was(decoder: Any, wanted: torch.Tensor | slic
 
 
 def test_other_threads_get_everything(decoder: Any) -> None:
-    spare_last_mlp(decoder)
+    spare_last_layer(decoder)
     whole, _ = run(decoder)
     with ThreadPoolExecutor(1) as pool, wanting(slice(-1, None)):
         assert pool.submit(run, decoder).result()[0].equal(whole)
