@@ -17,11 +17,9 @@ from asking import request as ask
 from PIL import Image as PilImage
 from safetensors.torch import save_file
 
-from stagebeam.inference import verdict as judging
-from stagebeam.inference.reading import Look
 from stagebeam.inference.types import Judgement, JudgeRequest, Prompt
 from stagebeam.inference.verdict import EngineJudge, JudgeKind, TransformersJudge, option_ids
-from stagebeam.inference.wording import OPTIONS, verdict_messages
+from stagebeam.inference.wording import OPTIONS, verdict_messages, wording
 from stagebeam.models.families.mllama import MllamaEncoder
 from stagebeam.models.load import Loaded, load
 from stagebeam.models.tiny.build import build_tiny
@@ -95,20 +93,40 @@ async def test_a_verdict_is_the_option_tokens_log_odds_in_both_orders(
     loaded: Loaded, example: Example, make_judge: MakeJudge
 ) -> None:
     request = asked(example, (0, 1), (2, 1))
-    first, second = (loaded.encoder.tokenizer.convert_tokens_to_ids(o) for o in OPTIONS)
-
-    def log_odds(shown_first: int, shown_second: int) -> float:
-        messages = verdict_messages(request, CANDIDATES[shown_first], CANDIDATES[shown_second])
-        images = request.prompt.images
-        text = loaded.encoder.render(messages, len(images), answer_next=True)
-        last = stock_logits(loaded, text, images)[-1]
-        return float(last[first] - last[second])
-
     judgement = await make_judge("verdict").compare(request)
     for (a, b), verdict in zip(request.pairs, judgement.verdicts, strict=True):
-        assert verdict.forward == pytest.approx(log_odds(a, b), abs=CLOSE)
-        assert verdict.backward == pytest.approx(-log_odds(b, a), abs=CLOSE)
+        assert verdict.forward == pytest.approx(log_odds(loaded, request, a, b), abs=CLOSE)
+        assert verdict.backward == pytest.approx(-log_odds(loaded, request, b, a), abs=CLOSE)
         assert verdict.forward != pytest.approx(verdict.backward, abs=CLOSE)  # untrained: biased
+
+
+def log_odds(loaded: Loaded, request: JudgeRequest, first: int, second: int) -> float:
+    """By transformers alone, of the first option over the second."""
+    messages = verdict_messages(request, CANDIDATES[first], CANDIDATES[second])
+    images = request.prompt.images
+    text = loaded.encoder.render(messages, len(images), answer_next=True)
+    last = stock_logits(loaded, text, images)[-1]
+    one, two = (loaded.encoder.tokenizer.convert_tokens_to_ids(option) for option in OPTIONS)
+    return float(last[one] - last[two])
+
+
+async def test_a_decoder_whose_last_layer_holds_the_image(
+    scenes: list[Example], tmp_path: Path
+) -> None:
+    words = [*wording(), *(message.text for scene in scenes for message in scene.messages)]
+    build_tiny(tmp_path / "model", words, layers=2)
+    stock, loaded = (load(str(tmp_path / "model"), "cpu") for _ in range(2))
+    for model in (stock.model, loaded.model):  # gates are shut in an untrained one
+        model.model.language_model.layers[-1].cross_attn_mlp_gate.data.fill_(1.0)
+        model.model.language_model.layers[-1].cross_attn_attn_gate.data.fill_(1.0)
+    request = asked(next(e for e in scenes if e.images), (0, 1))
+    judge = TransformersJudge(loaded, kind="verdict", max_rows=64)
+    try:
+        (verdict,) = (await judge.compare(request)).verdicts
+    finally:
+        judge.close()
+    assert verdict.forward == pytest.approx(log_odds(stock, request, 0, 1), abs=CLOSE)
+    assert verdict.backward == pytest.approx(-log_odds(stock, request, 1, 0), abs=CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["verdict", "likelihood"])
@@ -285,23 +303,6 @@ async def test_a_judge_on_the_generator_s_engine_finds_what_that_has_read(
     assert itself.usage.image_encodes == 0
     apart = await make_judge("likelihood").compare(request)
     assert margins(itself) == pytest.approx(margins(apart), abs=CLOSE)
-
-
-@pytest.mark.parametrize("stage", [*Stage, None])
-async def test_the_template_is_left_out_only_where_that_changes_nothing(
-    stage: Stage | None, loaded: Loaded, scenes: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Word for word what the template makes of each question, with it and without it."""
-    request = replace(asked(scenes[0], (0, 1), (2, 1)), stage=stage, prefix=PREFIX)
-    look = Look(tuple(loaded.encoder.image(i.bytes) for i in scenes[0].images), b"")
-    conversations = [
-        verdict_messages(request, request.candidates[a], request.candidates[b])
-        for a, b in request.pairs
-    ]
-    expected = [loaded.encoder.prompt_ids(c, look.images) for c in conversations]
-    assert judging._prompts(loaded.encoder, conversations, look) == expected
-    monkeypatch.setattr(judging, "_PLACE", "red")  # stands in the question too
-    assert judging._prompts(loaded.encoder, conversations, look) == expected
 
 
 @pytest.mark.parametrize("kind", ["verdict", "likelihood"])

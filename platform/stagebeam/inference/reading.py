@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from stagebeam.inference.prefixes import Kept, LruBytes, PrefixStore, images_digest
 from stagebeam.inference.slots import SlotCache
-from stagebeam.inference.tree import plant, shared_length
+from stagebeam.inference.tree import Tree, plant, shared_length, stretches
 from stagebeam.inference.types import Prompt, Usage
+from stagebeam.models.branches import Branches, Stretch
 from stagebeam.models.encoder import Arrays
 from stagebeam.models.runtime import Pass, Runtime, Sight
 from stagebeam.records import Message
@@ -28,6 +29,8 @@ _SIGHT_BYTES = 1 << 30
 _ARRAY_BYTES = 64 << 20
 _PROMPT_BYTES = 16 << 20
 _LOGITS_AT_ONCE = 256  # tokens
+_STRETCH = 128  # tokens of a tree for which attention is done at once
+_STRETCH_ON_DEVICE = 1024  # where starting an operation costs more than scores that nobody needs
 _NOTHING = Sight()
 
 
@@ -149,8 +152,7 @@ class Reader:
             return Begun(kept, start, logits, Usage(cache_hits=1))
         encoded = self._lay_out(look, kept, start, ids)
         count = len(ids) - start
-        mask = torch.ones(count, len(ids), dtype=torch.bool, device=self._runtime.device)
-        step = self._step(look, ids, ids[start:], range(start, len(ids)), mask.tril(start), None)
+        step = self._step(look, ids, ids[start:], range(start, len(ids)))
         self._desk.aim_at_row(start, count)
         logits = self._runtime.run(step, self._desk)[0, -1]
         row = Kept(
@@ -171,8 +173,6 @@ class Reader:
         tree = plant([row.ids for row in rows], start)
         encoded = self._lay_out(look, kept, start, rows[0].ids)
         longest = max((row.ids for row in rows), key=len)
-        sees = torch.from_numpy(tree.sees).to(self._runtime.device)
-        mask = torch.cat((sees.new_ones(len(tree.ids), start), sees), dim=1)
         # where each weighed token was foretold
         told = [
             path[row.start - 1 - start : -1] for row, path in zip(rows, tree.paths, strict=True)
@@ -180,7 +180,7 @@ class Reader:
         ends = [path[-1] for path in tree.paths]
         wanted = sorted({place for places in (*told, ends) for place in places})
         at = torch.tensor(wanted, device=self._runtime.device)
-        step = self._step(look, longest, tree.ids, tree.depth, mask, at)
+        step = self._step(look, longest, tree.ids, tree.depth, self._branches(tree), at)
         self._desk.aim_at_row(start, len(tree.ids))
         hidden = self._runtime.hidden_at(step, self._desk)[0]  # [A, D]
         if shared > start:
@@ -195,7 +195,7 @@ class Reader:
         behind = hidden[[order[end] for end in ends]]  # [C, D]
         head = self._value_head
         values = [] if head is None else head(behind.float())[:, 0].tolist()
-        logits = self._runtime.head(behind).float()[:, list(options)]
+        logits = self._runtime.options(behind, options).float()
         usage = Usage(
             encoded, judge_tokens=len(tree.ids), sequential_passes=1, cache_hits=int(start > 0)
         )
@@ -216,6 +216,23 @@ class Reader:
         ]
         split = torch.cat(found).split([len(row) for row in places]) if found else ()
         return [float(part.sum()) for part in split] if found else [0.0] * len(places)
+
+    def _branches(self, tree: Tree) -> Branches:
+        device = self._runtime.device
+        size = _STRETCH if device.type == "cpu" else _STRETCH_ON_DEVICE
+        return Branches(
+            frozenset(self._runtime.kv.layers),
+            tuple(
+                Stretch(
+                    slice(each.first, each.end),
+                    each.columns
+                    if isinstance(each.columns, slice)
+                    else torch.from_numpy(each.columns).to(device),
+                    torch.from_numpy(each.added).to(device, self._runtime.dtype)[None, None],
+                )
+                for each in stretches(tree, size)
+            ),
+        )
 
     def _lay_out(self, look: Look, kept: Kept | None, start: int, ids: Sequence[int]) -> int:
         """Put what is known of a row on the desk; how many images had to be encoded."""
@@ -238,12 +255,14 @@ class Reader:
         row: Sequence[int],
         ids: Sequence[int],
         depth: Sequence[int],
-        mask: torch.Tensor,
-        at: torch.Tensor | None,
+        branches: Branches | None = None,
+        at: torch.Tensor | None = None,
     ) -> Pass:
-        """A pass over tokens `ids` that stand at `depth` of `row`, or of rows like it."""
+        """A pass over tokens `ids` that stand at `depth` of `row`, or of rows like it: one after
+        another, unless `branches` say more."""
         device, start = self._runtime.device, depth[0]
-        places = torch.as_tensor(list(depth))
+        mask = torch.ones((), dtype=torch.bool, device=device).expand(len(ids), start + len(ids))
+        places = torch.from_numpy(np.array(depth))
         features = looks = touched = None
         if not self._runtime.shows_images and self._to_come(row, start):
             image_token = self._encoder.processor.image_token_id
@@ -255,11 +274,12 @@ class Reader:
             looks = seen[0][places].to(device)[None, None]
             touched = seen[1][places].to(device, self._runtime.dtype)[None, None, :, None]
         return Pass(
-            ids=torch.tensor([list(ids)], device=device),
+            ids=torch.from_numpy(np.array([ids])).to(device),
             positions=self._runtime.positions(row, look.images)[places].to(device)[None],
-            mask=mask[None, None],
+            mask=(mask if branches else mask.tril(start))[None, None],
             features=features,
             looks=looks,
             touched=touched,
+            branches=branches,
             at=at,
         )

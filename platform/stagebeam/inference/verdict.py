@@ -18,20 +18,19 @@ from dataclasses import replace
 from typing import Literal
 
 from stagebeam.inference.explain import explain
+from stagebeam.inference.questions import question_ids
 from stagebeam.inference.reading import Look, Span
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Judgement, JudgeRequest, Usage, Verdict
-from stagebeam.inference.wording import OPTIONS, verdict_messages
+from stagebeam.inference.wording import OPTIONS
 from stagebeam.models.encoder import RowEncoder
 from stagebeam.models.load import Loaded
 from stagebeam.models.value_head import load_value_head
-from stagebeam.records import Message
 
 JudgeKind = Literal["verdict", "likelihood", "mean_likelihood", "reward"]
 # what any model can be asked as
 PLAIN_KINDS: tuple[JudgeKind, ...] = ("verdict", "likelihood")
 _KEPT_BYTES = 256 << 20
-_PLACE = "\ue000"  # where a question stands in the template; nobody writes it
 
 
 class EngineJudge:
@@ -83,12 +82,8 @@ class EngineJudge:
     def _pairs(self, request: JudgeRequest) -> tuple[Look, list[Span]]:
         """Two rows for each pair, (a, b) then (b, a), each one token short of its answer."""
         look = self._engine.look(request.prompt)
-        shown = [request.candidates[i] for pair in request.pairs for i in (*pair, *pair[::-1])]
-        questions = [
-            verdict_messages(request, first, second)
-            for first, second in zip(shown[::2], shown[1::2], strict=True)
-        ]
-        rows = _prompts(self._engine.encoder, questions, look)
+        orders = [order for pair in request.pairs for order in (pair, pair[::-1])]
+        rows = question_ids(self._engine.encoder, request, orders, look)
         return look, [Span(ids, len(ids)) for ids in rows]
 
     def _texts(self, request: JudgeRequest) -> tuple[Look, list[Span]]:
@@ -119,23 +114,6 @@ class TransformersJudge(EngineJudge):
     def close(self) -> None:
         """Stop the engine's thread."""
         self._engine.close()
-
-
-def _prompts(
-    encoder: RowEncoder, conversations: Sequence[tuple[Message, ...]], look: Look
-) -> list[list[int]]:
-    """Prompt ids of conversations that differ in their last message alone. The chat template is
-    run for the first one only, where it leaves the message as it is and no text has a marker."""
-    seen = look.images, look.places
-    *earlier, last = conversations[0]
-    texts = [conversation[-1].text for conversation in conversations]
-    if encoder.spelling.find([*texts, *(message.text for message in earlier)]) is not None:
-        return [encoder.prompt_ids(conversation, *seen) for conversation in conversations]
-    first = encoder.prompt_ids(conversations[0], *seen)
-    frame = encoder.prompt_text((*earlier, Message(last.role, _PLACE)), *seen).split(_PLACE)
-    if len(frame) != 2 or encoder.ids(frame[0] + texts[0] + frame[1]) != first:
-        return [encoder.prompt_ids(conversation, *seen) for conversation in conversations]
-    return [first, *(encoder.ids(frame[0] + text + frame[1]) for text in texts[1:])]
 
 
 def option_ids(encoder: RowEncoder) -> tuple[int, int]:

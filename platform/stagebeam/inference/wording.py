@@ -7,6 +7,7 @@ from stagebeam.records import Message
 from stagebeam.stages import Stage
 
 OPTIONS = ("1", "2")
+LABEL = "Candidate"  # stands before each of the two
 
 # What each stage is judged on (arXiv 2411.10440, section 3.3).
 _CRITERIA = {
@@ -27,9 +28,19 @@ def verdict_messages(request: JudgeRequest, first: str, second: str) -> tuple[Me
     agreed = f" Agreed so far: {request.prefix}" if request.prefix else ""
     text = (
         f"{question.text}{agreed} Which candidate {_CRITERIA[request.stage]}, 1 or 2? "
-        f"Candidate 1: {first} Candidate 2: {second}"
+        f"{LABEL}{behind_first(first)}{behind_second(second)}"
     )
     return (*earlier, Message("user", text))
+
+
+def behind_first(candidate: str) -> str:
+    """What stands behind the first label, the second one included."""
+    return f" {OPTIONS[0]}: {candidate} {LABEL}"
+
+
+def behind_second(candidate: str) -> str:
+    """What stands behind the second label."""
+    return f" {OPTIONS[1]}: {candidate}"
 
 
 def wording() -> tuple[str, ...]:

@@ -25,6 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from stagebeam.models.branches import Branches
+
 NAME = "stagebeam"
 
 
@@ -61,6 +63,7 @@ def attend(
     scaling: float | None = None,
     shared: Shared | None = None,
     beside: Shared | None = None,
+    branches: Branches | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls it: `query` [R, H, T, D], `key` and `value` [R, N, W, D] (G for R in
@@ -68,7 +71,10 @@ def attend(
 
     `shared` says which rows look at which image. With `beside`, which says which tokens are of
     which row, `query` is [1, H, Q, D] and what is given [Q, 1, H, D]; the mask is [R, 1, M, W].
+    With `branches` the tokens are a tree in one row.
     """
+    if branches is not None and module.layer_idx in branches.layers:
+        return branches.attend(module, query, key, value, scaling), None
     if beside is not None:
         query = query.transpose(0, 2)
     elif query.shape[2] != 1:

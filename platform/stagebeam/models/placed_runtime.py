@@ -49,6 +49,7 @@ class PlacedRuntime(Runtime):
             past_key_values=cache,
             use_cache=True,
             beside=step.beside,
+            branches=step.branches,
         ).last_hidden_state
         return out
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 from transformers import Cache
 
 from stagebeam.models.attention import NAME, Shared
+from stagebeam.models.branches import Branches
 from stagebeam.models.encoder import Arrays
+from stagebeam.models.last_layer import spare_last_layer, wanting
 from stagebeam.models.load import Loaded
 from stagebeam.models.norms import fuse_norms
 
@@ -51,12 +54,13 @@ class Pass:
 
     ids: torch.Tensor  # [R, T]
     positions: torch.Tensor  # [R, T], or [R, T, 3] where they have axes
-    mask: torch.Tensor  # [R, 1, T, W] bool: which columns a token sees
+    mask: torch.Tensor  # [R, 1, T, W] bool: which columns a token sees, but for `branches`
     features: torch.Tensor | None = None  # for the image tokens among `ids`, in their order
     looks: torch.Tensor | None = None  # [R, 1, T, S] bool: which vision tokens a token sees ...
     touched: torch.Tensor | None = None  # [R, 1, T, 1]: 0 where it sees none of its own
     shared: Shared | None = None  # decoding: `looks` is then [G, 1, 1, S]
     beside: Shared | None = None  # tokens of several rows side by side, R = 1; see `attend`
+    branches: Branches | None = None  # of a tree, in one row
     at: torch.Tensor | None = None
 
 
@@ -73,6 +77,7 @@ class Runtime(ABC):
         decoder.set_attn_implementation(NAME)
         if loaded.model.dtype == torch.float32:
             fuse_norms(decoder)
+        spare_last_layer(decoder)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.kv = KvShape(self.growing(text), text.num_key_value_heads, width)
         self.layers: int = text.num_hidden_layers
@@ -122,9 +127,16 @@ class Runtime(ABC):
     @torch.inference_mode()
     def hidden_at(self, step: Pass, cache: Cache) -> torch.Tensor:
         """What the logits would be made of, [R, A, D]."""
-        hidden = self.hidden(step, cache)
-        return hidden[:, -1:] if step.at is None else hidden[:, step.at]
+        at = slice(-1, None) if step.at is None else step.at
+        with wanting(at):
+            return self.hidden(step, cache)[:, at]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model.lm_head(hidden)
         return logits
+
+    def options(self, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+        """The logits of a few tokens alone, [R, O] of `hidden` [R, D]."""
+        head = self.model.lm_head
+        bias = None if head.bias is None else head.bias[list(tokens)]
+        return linear(hidden, head.weight[list(tokens)], bias)

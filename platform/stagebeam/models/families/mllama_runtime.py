@@ -71,5 +71,6 @@ class MllamaRuntime(Runtime):
             use_cache=True,
             shared=step.shared,
             beside=step.beside,
+            branches=step.branches,
         ).last_hidden_state
         return out
