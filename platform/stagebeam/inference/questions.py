@@ -46,7 +46,7 @@ def _joined(
         return None
     question = encoder.prompt_text(messages, look.images, look.places)
     _, shown, end = question.rpartition(behind_first(texts[a]) + behind_second(texts[b]))
-    if not shown or LABEL in end:
+    if not shown or LABEL in end:  # stripped; what was found may then be a quotation before it
         return None
     label = len(encoder.ids(LABEL))
 
