@@ -2,8 +2,9 @@
 
 Same weights, images, seeds and process. The reference (`reference_search`) makes a `generate` call
 for each candidate and each verdict; ours is `stagebeam.search.answer` over the transformers engine
-and judge. Both are taken in turn, question after question, each answer from a cold cache. Our
-seconds are divided into parts and held against the same forward passes alone.
+and judge. Both are taken in turn, question after question, each answer by a new replica, or with
+`--after` by one that has answered so many other questions. Our seconds are divided into parts and
+held against the same forward passes alone.
 
 Two models: the tiny one (the quickstart's where it is trained), and a wider one that was trained
 until it writes whole stages; models are kept in `runs/bench/models`.
@@ -17,7 +18,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -64,9 +65,11 @@ _MAX_ROWS, _KV_BYTES = 64, 256 << 20  # the recipe's defaults
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many questions a model is asked, and with which numbers of candidates."""
+    """How many questions a model is asked, and with which numbers of candidates; `after` how many
+    others by each of our replicas."""
 
     questions: int
+    after: int
     our_n: Sequence[int]
     their_n: Sequence[int]
 
@@ -81,8 +84,11 @@ def our_settings(settings: ReferenceSettings, n: int) -> SearchSettings:
     )
 
 
+Pair = tuple[TransformersEngine, TransformersJudge]
+
+
 @contextmanager
-def engines(subject: Subject) -> Iterator[tuple[TransformersEngine, TransformersJudge]]:
+def engines(subject: Subject) -> Iterator[Pair]:
     """New ones, with empty caches."""
     engine = TransformersEngine(subject.generator, max_rows=_MAX_ROWS, kv_bytes=_KV_BYTES)
     judge = TransformersJudge(subject.judge, kind="verdict", max_rows=_MAX_ROWS)
@@ -93,9 +99,16 @@ def engines(subject: Subject) -> Iterator[tuple[TransformersEngine, Transformers
         engine.close()
 
 
-async def ask(
-    pair: tuple[TransformersEngine, TransformersJudge], prompt: Prompt, settings: SearchSettings
-) -> Trace:
+@contextmanager
+def used(subject: Subject, before: Sequence[Prompt], settings: SearchSettings) -> Iterator[Pair]:
+    """Such that have answered the questions `before`, and nothing else."""
+    with engines(subject) as pair:
+        for prompt in before:
+            asyncio.run(ask(pair, prompt, settings))
+        yield pair
+
+
+async def ask(pair: Pair, prompt: Prompt, settings: SearchSettings) -> Trace:
     engine, judge = pair
     return await answer(
         prompt,
@@ -107,16 +120,16 @@ async def ask(
     )
 
 
-def our_answer(subject: Subject, prompt: Prompt, settings: SearchSettings) -> OurAnswer:
-    """One answer from a cold cache, with its parts and its floor."""
+def our_answer(pair: Pair, prompt: Prompt, settings: SearchSettings) -> OurAnswer:
+    """One answer to a question that is new to both, with its parts and its floor."""
 
-    async def timed(pair: tuple[TransformersEngine, TransformersJudge]) -> tuple[Trace, float]:
+    async def timed() -> tuple[Trace, float]:
         began = time.perf_counter()
         trace = await ask(pair, prompt, settings)
         return trace, time.perf_counter() - began
 
-    with engines(subject) as pair, watching(*pair) as watch:
-        trace, seconds = asyncio.run(timed(pair))
+    with watching(*pair) as watch:
+        trace, seconds = asyncio.run(timed())
     distinct = [sum(c.merged_into is None for c in stage.candidates) for stage in trace.stages]
     longest = sum(max(c.tokens for c in stage.candidates) for stage in trace.stages)
     return OurAnswer(
@@ -149,45 +162,71 @@ def their_answer(
     )
 
 
-def throughput(subject: Subject, prompts: Sequence[Prompt], settings: SearchSettings) -> Throughput:
-    """The same questions one at a time and all at once, each from cold caches."""
+def throughput(
+    subject: Subject, before: Sequence[Prompt], prompts: Sequence[Prompt], settings: SearchSettings
+) -> Throughput:
+    """The same questions one at a time and all at once, all new to who answers."""
 
-    async def in_turn(pair: tuple[TransformersEngine, TransformersJudge]) -> float:
+    async def in_turn(pair: Pair) -> float:
         began = time.perf_counter()
         for prompt in prompts:
             await ask(pair, prompt, settings)
         return len(prompts) / (time.perf_counter() - began)
 
-    async def at_once(pair: tuple[TransformersEngine, TransformersJudge]) -> float:
+    async def at_once(pair: Pair) -> float:
         began = time.perf_counter()
         await asyncio.gather(*(ask(pair, prompt, settings) for prompt in prompts))
         return len(prompts) / (time.perf_counter() - began)
 
-    with engines(subject) as pair:
+    with used(subject, before, settings) as pair:
         together = asyncio.run(at_once(pair))
-    with engines(subject) as pair:
+    with used(subject, before, settings) as pair:
         single = asyncio.run(in_turn(pair))
     return Throughput(len(prompts), settings.n, together, single)
+
+
+class Replicas:
+    """Who answers: with questions `before` one pair for each N, that goes on; else a new one for
+    each answer."""
+
+    def __init__(self, subject: Subject, before: Sequence[Prompt], opened: ExitStack) -> None:
+        self._subject, self._before, self._opened = subject, before, opened
+        self._kept: dict[int, Pair] = {}
+
+    def of(self, settings: SearchSettings) -> AbstractContextManager[Pair]:
+        made = used(self._subject, self._before, settings)
+        if not self._before:
+            return made
+        if settings.n not in self._kept:
+            self._kept[settings.n] = self._opened.enter_context(made)
+        return nullcontext(self._kept[settings.n])
 
 
 def measure(
     subject: Subject, plan: Plan, settings: ReferenceSettings, console: Console
 ) -> SubjectFigures:
     """All figures of one model; the settings are both sides'."""
-    scenes = [prompt_of(example) for example in unseen_questions(1 + plan.questions + _AT_ONCE)]
-    first, asked, others = scenes[0], scenes[1:-_AT_ONCE], scenes[-_AT_ONCE:]
+    count = 1 + plan.after + plan.questions + _AT_ONCE
+    scenes = [prompt_of(example) for example in unseen_questions(count)]
+    first, *before = scenes[: 1 + plan.after]
+    asked, others = scenes[1 + plan.after : -_AT_ONCE], scenes[-_AT_ONCE:]
     short = replace(settings, max_new_tokens=8, verdict_tokens=2)
     their_answer(subject, first, 2, short)  # what a process does once: kernels, buffers
-    our_answer(subject, first, our_settings(short, 2))
+    with used(subject, [first], our_settings(short, 2)):
+        pass
     ours: dict[int, list[OurAnswer]] = defaultdict(list)
     theirs: dict[int, list[TheirAnswer]] = defaultdict(list)
-    for number, prompt in enumerate(asked, 1):
-        for n in plan.our_n:
-            if n in plan.their_n:
-                theirs[n].append(their_answer(subject, prompt, n, settings))
-            ours[n].append(our_answer(subject, prompt, our_settings(settings, n)))
-        console.print(f"{subject.name}, question {number}: {_told(ours, theirs)}")
-    rate = throughput(subject, others, our_settings(settings, _AT_ONCE_N))
+    with ExitStack() as opened:
+        replicas = Replicas(subject, before, opened)
+        for number, prompt in enumerate(asked, 1):
+            for n in plan.our_n:
+                if n in plan.their_n:
+                    theirs[n].append(their_answer(subject, prompt, n, settings))
+                search = our_settings(settings, n)
+                with replicas.of(search) as pair:
+                    ours[n].append(our_answer(pair, prompt, search))
+            console.print(f"{subject.name}, question {number}: {_told(ours, theirs)}")
+    rate = throughput(subject, before, others, our_settings(settings, _AT_ONCE_N))
     return subject_figures(subject.made, subject.params, ours, theirs, rate)
 
 
@@ -200,7 +239,10 @@ def _told(ours: dict[int, list[OurAnswer]], theirs: dict[int, list[TheirAnswer]]
 
 
 def run(
-    subjects: Iterable[tuple[Subject, Plan]], settings: ReferenceSettings, console: Console
+    subjects: Iterable[tuple[Subject, Plan]],
+    settings: ReferenceSettings,
+    after: int,
+    console: Console,
 ) -> SearchBenchmark:
     """All of it, one model after another."""
     return SearchBenchmark(
@@ -211,6 +253,7 @@ def run(
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
         verdict_tokens=settings.verdict_tokens,
+        after=after,
         cpus=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
@@ -250,6 +293,9 @@ def main(
         int, typer.Option(min=3, help="Questions to the wider model; the tiny one gets more.")
     ] = 3,
     full: Annotated[bool, typer.Option(help="The reference with N = 8 and 16 too.")] = False,
+    after: Annotated[
+        int, typer.Option(min=0, help="Other questions that our replicas have answered before.")
+    ] = 0,
     verdict_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of each verdict of the reference.")
     ] = 32,
@@ -261,13 +307,13 @@ def main(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     settings = ReferenceSettings(verdict_tokens=verdict_tokens)
-    plan = Plan(questions, OUR_N, THEIR_N_FULL if full else THEIR_N)
+    plan = Plan(questions, after, OUR_N, THEIR_N_FULL if full else THEIR_N)
 
     def subjects() -> Iterator[tuple[Subject, Plan]]:
         yield tiny_subject(), replace(plan, questions=_MORE_OF_TINY * questions)
         yield taught_subject(MID_SIZE), plan
 
-    measured = run(subjects(), settings, console)
+    measured = run(subjects(), settings, after, console)
     shown = [table for name, of in measured.models.items() for table in tables(name, of)]
     write_figures(measured, output, console, shown)
 

@@ -15,7 +15,7 @@ ByN = dict[int, float]
 
 @dataclass(frozen=True, slots=True)
 class OurAnswer:
-    """One answer of this platform, from a cold cache."""
+    """One answer of this platform, to a question that it had not seen."""
 
     seconds: float
     parts: dict[str, float]  # seconds; add up to the above
@@ -102,6 +102,7 @@ class SearchBenchmark:
     top_p: float
     max_new_tokens: int  # of a stage
     verdict_tokens: int  # of the reference's verdicts
+    after: int  # other questions that our replicas had answered before
     cpus: int
     threads: int  # of torch, in one pass
     torch: str

@@ -106,7 +106,8 @@ def test_both_sides_write_the_same_text_where_nothing_is_drawn(
     subject: Subject, prompt: Prompt
 ) -> None:
     theirs = ReferenceSearch(*subject.stock, GREEDY).answer(prompt, 1)
-    ours = our_answer(subject, prompt, our_settings(GREEDY, 1))
+    with engines(subject) as pair:
+        ours = our_answer(pair, prompt, our_settings(GREEDY, 1))
     assert ours.whole and ours.usage.decode_tokens == theirs.candidate_tokens
 
 
@@ -142,7 +143,8 @@ def test_a_verdict_that_cannot_be_read_keeps_the_champion(subject: Subject, prom
 def test_the_parts_of_an_answer_add_up_and_the_passes_are_those_that_were_counted(
     subject: Subject, prompt: Prompt
 ) -> None:
-    answer = our_answer(subject, prompt, our_settings(SETTINGS, 4))
+    with engines(subject) as pair:
+        answer = our_answer(pair, prompt, our_settings(SETTINGS, 4))
     assert sum(answer.parts.values()) == pytest.approx(answer.seconds)
     assert set(answer.parts) == {*PARTS, OTHER}
     assert min(answer.parts.values()) > 0
@@ -201,9 +203,9 @@ def test_the_quickstarts_models_are_taken_where_they_are(kept: Path, tmp_path: P
 
 
 def test_the_whole_benchmark_writes_every_figure(subject: Subject, tmp_path: Path) -> None:
-    plan = Plan(questions=1, our_n=(1, 2, 4, 16), their_n=(1, 4))
+    plan = Plan(questions=1, after=0, our_n=(1, 2, 4, 16), their_n=(1, 4))
     console = Console(width=200, record=True, file=io.StringIO())
-    measured = run([(subject, plan)], SETTINGS, console)
+    measured = run([(subject, plan)], SETTINGS, plan.after, console)
     output = tmp_path / "search.json"
     shown = list(tables(subject.name, measured.models[subject.name]))
     write_figures(measured, output, console, shown)
