@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -80,7 +82,7 @@ def bridge() -> Iterator[Bridge]:
         made.remove()
 
 
-def why_not() -> str | None:
+def _why_not() -> str | None:
     """Why there can be no namespaces here; None where there can."""
     if shutil.which("ip") is None:
         return "there is no `ip` (iproute2)"
@@ -96,3 +98,8 @@ def why_not() -> str | None:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+_WITHOUT = _why_not()
+# For tests that need them: says what is missing, root's rights, iproute2 or the kernel's leave.
+needed = pytest.mark.skipif(_WITHOUT is not None, reason=str(_WITHOUT))

@@ -13,6 +13,7 @@ import torch
 
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.models.load import Loaded, load
+from stagebeam.models.tiny.build import build_tiny
 from stagebeam.records import Example, Message
 from stagebeam.stages import STAGES, parse, render
 from stagebeam.training.objectives import Supervised
@@ -20,6 +21,19 @@ from stagebeam.training.objectives import Supervised
 sys.path.append(str(Path(__file__).parent))
 
 from asking import MakeEngine
+
+FAMILIES = ("mllama", "llava", "llava_next", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def built(
+    request: pytest.FixtureRequest, scenes: list[Example], tmp_path_factory: pytest.TempPathFactory
+) -> Loaded:
+    """An untrained tiny model of every family."""
+    folder: Path = tmp_path_factory.mktemp("built") / request.param
+    texts = [message.text for example in scenes for message in example.messages]
+    build_tiny(folder, texts, family=request.param)
+    return load(str(folder), "cpu")
 
 
 @pytest.fixture(scope="session")

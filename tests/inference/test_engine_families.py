@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,23 +13,11 @@ from stagebeam.inference.reading import Span
 from stagebeam.inference.types import Prompt
 from stagebeam.models.encoder import IGNORE, EncodedRow
 from stagebeam.models.family import on_device
-from stagebeam.models.load import Loaded, load
-from stagebeam.models.tiny.build import build_tiny
+from stagebeam.models.load import Loaded
 from stagebeam.records import Example, Message
 
-FAMILIES = ("mllama", "llava", "llava_next", "qwen2_5_vl")
 TOKENS = 16
 CLOSE = 1e-3
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def built(
-    request: pytest.FixtureRequest, scenes: list[Example], tmp_path_factory: pytest.TempPathFactory
-) -> Loaded:
-    folder: Path = tmp_path_factory.mktemp("engine") / request.param
-    texts = [message.text for example in scenes for message in example.messages]
-    build_tiny(folder, texts, family=request.param)
-    return load(str(folder), "cpu")
 
 
 @pytest.fixture(scope="module")

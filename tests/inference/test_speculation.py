@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +15,10 @@ from stagebeam.inference.drafts import Ahead, Draft, Drafter
 from stagebeam.inference.sampling import numbers
 from stagebeam.inference.transformers_engine import TransformersEngine
 from stagebeam.inference.types import Candidate, GenerateRequest
-from stagebeam.models.load import Loaded, load
-from stagebeam.models.tiny.build import build_tiny
+from stagebeam.models.load import Loaded
 from stagebeam.records import Example
 from stagebeam.stages import STAGES
 
-FAMILIES = ("mllama", "llava", "llava_next", "qwen2_5_vl")
 CLOSE = 1e-4
 
 
@@ -76,16 +73,6 @@ def assert_same(found: list[Candidate], expected: list[Candidate]) -> None:
     """But for rounding in the log-probabilities."""
     assert [replace(c, logprob=0.0) for c in found] == [replace(c, logprob=0.0) for c in expected]
     assert [c.logprob for c in found] == pytest.approx([c.logprob for c in expected], abs=CLOSE)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def built(
-    request: pytest.FixtureRequest, scenes: list[Example], tmp_path_factory: pytest.TempPathFactory
-) -> Loaded:
-    folder: Path = tmp_path_factory.mktemp("speculation") / request.param
-    texts = [message.text for example in scenes for message in example.messages]
-    build_tiny(folder, texts, family=request.param)
-    return load(str(folder), "cpu")
 
 
 @pytest.mark.parametrize("top_p", [0.0, 0.9, 1.0])

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import namespaces
 import pytest
 import yaml
-from namespaces import why_not
 from ray.util.state import list_actors, list_tasks
 from ray_nodes import environment, ray_cluster
 
@@ -27,11 +27,10 @@ from teacher import MODEL, Teacher, serving, write_questions
 from jobs.annotate import UNFINISHED
 from stagebeam.data.manifest import read_manifest
 
-WITHOUT = why_not()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(WITHOUT is not None, reason=str(WITHOUT)),
+    namespaces.needed,
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

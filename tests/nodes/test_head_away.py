@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import namespaces
 import pytest
 from bad_requests import body
 from job_process import CODE
-from namespaces import why_not
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray_nodes import BIN, RayCluster, free_port, ray_cluster
@@ -31,12 +31,11 @@ from serve.app import APP, build_app
 from stagebeam.recipe import Autoscaling
 
 REDIS = shutil.which("redis-server", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
-WITHOUT = why_not()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),
     # Each node has a proxy on the same port, so each needs an address.
-    pytest.mark.skipif(WITHOUT is not None, reason=str(WITHOUT)),
+    namespaces.needed,
 ]
 
 PAIR = Autoscaling(num_cpus=0.2, min_replicas=2, max_replicas=2)
@@ -73,7 +72,11 @@ def answers(port: int) -> bool:
 @pytest.fixture(
     params=[
         pytest.param(
-            "redis", marks=pytest.mark.skipif(REDIS is None, reason="there is no redis-server")
+            "redis",
+            marks=pytest.mark.skipif(
+                REDIS is None,
+                reason="Redis itself is no Python package: install redis-server (rocksdb runs)",
+            ),
         ),
         "rocksdb",  # within the head, on its disk; alpha in Ray 2.60
     ]

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import namespaces
 import psutil
 import pytest
 from faulty_source import make_faulty
 from job_process import CODE
-from namespaces import why_not
 from preparing import READ, at_work, made, marks, preparing, readings, to_its_end
 from preparing import write_recipe as write_preparing
 from ray_nodes import Node, RayCluster, ray_cluster
@@ -33,11 +33,10 @@ from waiting import wait_until
 
 from stagebeam.data.manifest import read_manifest
 
-WITHOUT = why_not()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(WITHOUT is not None, reason=str(WITHOUT)),
+    namespaces.needed,
 ]
 
 CPUS = 2
